@@ -1,0 +1,297 @@
+"""The configuration: frozen sections, unknown keys refused. Only jobs, stages and the CLI read it.
+
+conf/base.yaml shows every key with its default and meaning; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from m3rec_spark.schema import UsageError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Columns(Section):
+    """Names of the source's columns. `market`, `rating` and `timestamp` may be absent from the source: null."""
+
+    market: str | None = "market"
+    user: str = "user_id"
+    item: str = "item_id"
+    rating: str | None = None
+    timestamp: str | None = None
+
+
+class Source(Section):
+    """Where the interactions come from."""
+
+    format: Literal["demo", "xmarket", "csv", "tsv", "parquet", "table"] = "demo"
+    path: str | None = None
+    """File, folder or (format table) table name; with format xmarket the folder that holds s1 .. t2."""
+    markets: dict[str, str] = {}
+    """One source per market instead of one with a market column: market id -> path or table."""
+    holdout: str | None = None
+    """A table of the same columns with the given held-out pairs (split.method given)."""
+    holdouts: dict[str, str] = {}
+    """The same, one per market."""
+    columns: Columns = Columns()
+
+
+class Demo(Section):
+    """The generated shop: five markets in the proportions of the paper's Table 1."""
+
+    scale: Annotated[float, Field(gt=0.0, le=10.0)] = 0.15
+    """Users and items as a share of the paper's Table 1."""
+    groups: PositiveInt = 24
+    """Planted groups of items that are bought together."""
+    seed: NonNegativeInt = 7
+
+
+class Clean(Section):
+    """What is kept of the source; every row left out is counted and reported."""
+
+    bad_rows: Literal["drop", "error"] = "drop"
+    """A row with a null or blank id, or a rating that is NaN, infinite, negative or no number."""
+    min_rating: float | None = None
+    """Keep only pairs rated at least this (needs columns.rating)."""
+    min_user_items: NonNegativeInt = 0
+    """k-core: items that a user must have in his market; repeated with min_item_users until stable."""
+    min_item_users: NonNegativeInt = 0
+    """k-core: users that an item must have over all markets."""
+
+
+class Split(Section):
+    """Which pair of a user is held out."""
+
+    method: Literal["given", "last", "random"] = "random"
+    seed: NonNegativeInt = 42
+    """Of the random hold-out and of the halving of users into validation and test."""
+
+
+class Candidates(Section):
+    """The frozen candidate lists: with them goes the evaluation contract."""
+
+    negatives: PositiveInt = 999
+    """Per user; all items of the market's pool where it has fewer."""
+    seen: Literal["excluded", "included"] = "excluded"
+    """excluded: the standard contract; included: paper-like (the user's own items may be negatives)."""
+    seed: NonNegativeInt = 42
+
+
+class Gram(Section):
+    """X'X, one per market."""
+
+    tile: PositiveInt = 4096
+    """Items on the side of a tile."""
+    pairs_per_task: PositiveInt = 4_000_000
+    """Users are packed into tasks of about this many item pairs (sum of squared history lengths)."""
+
+
+class Ease(Section):
+    """EASE^R, eq. 4 and 7."""
+
+    lambda_f: PositiveFloat = 30.0
+    """Ridge weight, lambda_F of eq. 3."""
+    epsilon: Annotated[float, Field(ge=0.0)] = 0.01
+    """Entries of B below this are dropped, eq. 7."""
+    solver: Literal["driver"] = "driver"
+    memory_gb: PositiveFloat | None = None
+    """What the solver may take; null: 80% of what the machine (or its container) has free."""
+
+
+class Walks(Section):
+    """Random walks, eq. 5."""
+
+    per_item: PositiveInt = 10
+    length: Annotated[int, Field(ge=2)] = 40
+    """Items per walk, the start included."""
+    self_loops: bool = False
+    """Whether a step may stay on its item (the diagonal of A)."""
+    seed: NonNegativeInt = 42
+
+
+class SkipGram(Section):
+    """Skip-gram with negative sampling over the walks, eq. 6, 8, 9."""
+
+    dimension: PositiveInt = 128
+    window: PositiveInt = 10
+    negatives: PositiveInt = 10
+    """Negatives per pair, |N|."""
+    shared: PositiveInt = 256
+    """Negatives drawn once for a batch and shared by it, weighted so that the expected gradient is that of `negatives`."""
+    exact: bool = False
+    """Draw `negatives` for each pair instead: the slow reference."""
+    smooth: bool = True
+    """V = B V0 + V0 (eq. 8); false: V = V0."""
+    epochs: PositiveInt = 4
+    batch_walks: PositiveInt = 256
+    learning_rate: PositiveFloat = 0.01
+    seed: NonNegativeInt = 42
+
+
+class Train(Section):
+    """The market model, eq. 10-13."""
+
+    loss: Literal["softmax", "margin"] = "softmax"
+    """softmax: over shared negatives, with temperature; margin: eq. 12 of the paper."""
+    temperature: PositiveFloat = 0.1
+    gamma: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.2
+    """Margin of eq. 12."""
+    negatives: PositiveInt = 1024
+    """Shared negatives of a market in a batch (loss softmax); per pair (loss margin)."""
+    lambda_loca: Annotated[float, Field(ge=0.0)] = 1e-7
+    """Weight of the penalty on V-Loca, eq. 13."""
+    intra: bool = True
+    """Use B-Glob (Table 3: without intra-market similarity)."""
+    inter: bool = True
+    """Use V-Glob (Table 3: without inter-market similarity)."""
+    exclude_target: bool = True
+    """Leave the pair to be predicted out of its own history, as at prediction time."""
+    dropout: Fraction = 0.3
+    """Share of a user's history left out at random in a training step."""
+    epochs: PositiveInt = 30
+    patience: PositiveInt = 4
+    """Epochs without a better validation NDCG@10 before training stops."""
+    batch_size: PositiveInt = 4096
+    learning_rate: PositiveFloat = 0.01
+    feed: Literal["petastorm", "arrow"] = "petastorm"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: NonNegativeInt = 0
+    """torch CPU threads; 0: leave as is. The same number gives the same bits."""
+    validation_users: PositiveInt = 50_000
+    """At most this many validation users (the first by a stable hash) judge an epoch."""
+    seed: NonNegativeInt = 42
+
+
+class Evaluate(Section):
+    """Which models are ranked."""
+
+    models: tuple[Literal["m3rec", "ease", "popularity"], ...] = ("m3rec", "ease", "popularity")
+    block: PositiveInt = 256
+    """Users scored at once against all items of their market."""
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    enabled: bool = True
+    uri: str | None = None
+    """null: MLFLOW_TRACKING_URI, else SQLite in the workspace."""
+    experiment: str = "m3rec_spark"
+
+
+class Spark(Section):
+    """Used only where no session is active and spark-submit set nothing."""
+
+    master: str = "local[*]"
+    driver_memory: str = "2g"
+    shuffle_partitions: PositiveInt = 8
+
+
+class Config(Section):
+    """All sections."""
+
+    source: Source = Source()
+    demo: Demo = Demo()
+    clean: Clean = Clean()
+    split: Split = Split()
+    candidates: Candidates = Candidates()
+    gram: Gram = Gram()
+    ease: Ease = Ease()
+    walks: Walks = Walks()
+    skipgram: SkipGram = SkipGram()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    tracking: Tracking = Tracking()
+    spark: Spark = Spark()
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The config of a YAML file with `key.sub=value` overrides on top (values are YAML: `3`, `null`, `[a, b]`).
+
+    Raises:
+        UsageError: all problems at once: unreadable file, unknown key (with the nearest known one), wrong value.
+    """
+    tree = _read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        origin = f" in {path}" if path is not None else ""
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise UsageError(f"config{origin} is not valid:\n{problems}") from None
+
+
+def flatten(config: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every setting, as for MLflow parameters."""
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Section):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 (hex) of sections and plain values, the same for the same settings in any process."""
+    plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read config {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"config {path} is not YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"config {path} must hold `section: key: value`, got {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"override '{override}' must look like section.key=value, as train.epochs=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"override '{override}': the value is not YAML; quote it") from None
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        tree = tree[parent]
+        if not isinstance(tree, dict):
+            raise UsageError(f"override '{override}': '{parent}' is a value, not a section")
+    tree[leaf] = value
+
+
+def _explain(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        section: type[BaseModel] = Config
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation  # type: ignore[assignment]
+        known = list(section.model_fields)
+        hint = did_you_mean(location[-1], known) or f" Known here: {', '.join(known)}."
+        return f"{key}: unknown key.{hint}"
+    return f"{key}: {problem['msg']}, got {problem['input']!r}"

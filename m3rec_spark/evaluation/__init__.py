@@ -1,0 +1,1 @@
+"""The frozen evaluation contract: candidates, ranks, metrics, report."""

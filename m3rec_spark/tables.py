@@ -1,0 +1,248 @@
+"""The workspace: one folder that holds every table of a run.
+
+A table is `<name>/manifest.json` + `<name>/<version>/...`. A new version is written beside the old one; its manifest is then put
+in place by one atomic rename, and only then does the old version go. A reader sees the old table or the new one, never half of one,
+and a writer that dies leaves the old one whole.
+
+Each manifest carries a key: the digest of everything its content follows from (config sections, source, keys of its inputs).
+Same key, same content: that is what makes a stage fresh, stale or missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlparse
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import types as T
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from m3rec_spark.schema import SCHEMA_VERSION, TABLES, CorruptTableError, MissingTableError, UsageError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is published of a table. files: path under the version folder -> bytes."""
+
+    table: str
+    version: str
+    key: str
+    rows: int
+    files: dict[str, int]
+    schema_version: int = SCHEMA_VERSION
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def local_path(path: str | Path) -> Path:
+    """An absolute local path of `path`, `file:/path`, `dbfs:/path` or `/Volumes/...`.
+
+    Raises:
+        UsageError: for any other scheme; such a store has to be mounted.
+    """
+    text = str(path)
+    parsed = urlparse(text)
+    if parsed.scheme in ("", "file"):
+        text = unquote(parsed.path) if parsed.scheme == "file" else text
+    elif parsed.scheme == "dbfs":
+        text = "/dbfs" + parsed.path
+    else:
+        raise UsageError(
+            f"'{path}': scheme '{parsed.scheme}:' is not a local path; mount it, or use file:, dbfs: or /Volumes"
+        )
+    return Path(os.path.realpath(os.path.expanduser(text)))
+
+
+def refuse_overlap(output: str | Path, source: str | Path) -> None:
+    """Raises UsageError if one of the two paths (links resolved) is, or lies inside, the other."""
+    out, src = local_path(output), local_path(source)
+    if out == src or out in src.parents or src in out.parents:
+        raise UsageError(f"the workspace {out} and the source {src} overlap: choose a workspace outside the source")
+
+
+class Workspace:
+    """Reads and publishes the tables under `root` (made on first write)."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = local_path(root)
+
+    def manifest(self, name: str) -> Manifest | None:
+        """The published manifest of a table; None where nothing readable is published."""
+        try:
+            manifest = Manifest(**json.loads((self.root / name / MANIFEST).read_text(encoding="utf-8")))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, TypeError) as error:
+            raise CorruptTableError(
+                f"{self.root / name / MANIFEST} is damaged ({error}): {_rerun(name, force=True)}"
+            ) from None
+        return manifest if manifest.schema_version == SCHEMA_VERSION else None
+
+    def state(self, name: str, key: str) -> Literal["fresh", "stale", "missing", "corrupt"]:
+        """How the published table stands to the key that its content should have."""
+        try:
+            manifest = self.manifest(name)
+        except CorruptTableError:
+            return "corrupt"
+        if manifest is None:
+            return "missing"
+        if manifest.key != key:
+            return "stale"
+        return "corrupt" if self._damage(manifest) else "fresh"
+
+    def folder(self, name: str) -> Path:
+        """The published version's folder, its files checked against the manifest.
+
+        Raises:
+            MissingTableError: nothing is published; names the stage to run.
+            CorruptTableError: files are missing or have another size.
+        """
+        manifest = self.manifest(name)
+        if manifest is None:
+            raise MissingTableError(f"table '{name}' is missing in {self.root}: {_rerun(name)}")
+        damage = self._damage(manifest)
+        if damage:
+            raise CorruptTableError(f"table '{name}' in {self.root} is damaged ({damage}): {_rerun(name, force=True)}")
+        return self.root / name / manifest.version
+
+    def read(self, spark: SparkSession, name: str) -> DataFrame:
+        """A published table as a DataFrame with exactly the columns of its schema."""
+        schema = _schema(name)
+        return spark.read.schema(schema).parquet(str(self.folder(name))).select(*schema.fieldNames())
+
+    def read_arrow(self, name: str, columns: list[str] | None = None, filter: ds.Expression | None = None) -> pa.Table:
+        """A published table, read without a JVM. For tables that do not grow with users, or a bounded part of one."""
+        return ds.dataset(self.folder(name), format="parquet").to_table(columns=columns, filter=filter)
+
+    @contextlib.contextmanager
+    def publishing(self, name: str, key: str, rows: int = 0, extra: Mapping[str, Any] | None = None) -> Iterator[Path]:
+        """Gives a new folder to fill; publishes it when the block ends well, removes it when it does not."""
+        if name not in TABLES:
+            raise ValueError(f"'{name}' is not a table of schema.TABLES")
+        version = f"v-{uuid.uuid4().hex[:12]}"
+        folder = self.root / name / version
+        _make_folder(folder)
+        try:
+            yield folder
+            if _schema_or_none(name) is not None:
+                rows = _parquet_rows(folder)
+            files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if _is_data(f)}
+            manifest = Manifest(name, version, key, rows, files, extra=dict(extra or {}))
+            write_atomically(self.root / name / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        for old in (self.root / name).iterdir():  # also what an earlier writer left when it was killed
+            if old.is_dir() and old.name != version:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def write(
+        self, frame: DataFrame, name: str, key: str, extra: Mapping[str, Any] | None = None, rows_per_file: int = 0
+    ) -> Manifest:
+        """Publishes a DataFrame as a table. rows_per_file: 0 for no limit."""
+        schema = _schema(name)
+        with self.publishing(name, key, extra=extra) as folder:
+            writer = frame.select(*(frame[c.name].cast(c.dataType) for c in schema)).write.mode("append")
+            writer.option("maxRecordsPerFile", rows_per_file).parquet(str(folder))
+        return self._published(name)
+
+    def write_arrow(
+        self, batches: pa.Table | Iterator[pa.RecordBatch], name: str, key: str, extra: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        """Publishes Arrow data made on the driver (batches of the table's `arrow_schema`)."""
+        schema = arrow_schema(name)
+        stream = batches.cast(schema).to_batches() if isinstance(batches, pa.Table) else batches
+        with (
+            self.publishing(name, key, extra=extra) as folder,
+            pq.ParquetWriter(folder / "part-0.parquet", schema) as writer,
+        ):
+            for batch in stream:
+                writer.write_batch(batch)
+        return self._published(name)
+
+    @contextlib.contextmanager
+    def scratch(self, purpose: str) -> Iterator[Path]:
+        """A folder that Spark workers can read while the block runs; removed after it."""
+        folder = self.root / "_scratch" / f"{purpose}-{uuid.uuid4().hex[:12]}"
+        _make_folder(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _published(self, name: str) -> Manifest:
+        manifest = self.manifest(name)
+        assert manifest is not None  # publishing() just wrote it
+        return manifest
+
+    def _damage(self, manifest: Manifest) -> str:
+        folder = self.root / manifest.table / manifest.version
+        for file, size in manifest.files.items():
+            path = folder / file
+            if not path.is_file():
+                return f"{file} is missing"
+            if path.stat().st_size != size:
+                return f"{file} has {path.stat().st_size} bytes, not {size}"
+        return ""
+
+
+def arrow_schema(name: str) -> pa.Schema:
+    """The Arrow schema of a table."""
+    return to_arrow_schema(_schema(name))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to the workspace: {error}. Choose another --workspace") from None
+
+
+def _schema(name: str) -> T.StructType:
+    schema = _schema_or_none(name)
+    if schema is None:
+        raise ValueError(f"'{name}' is a folder of files: use folder() and publishing()")
+    return schema
+
+
+def _schema_or_none(name: str) -> T.StructType | None:
+    return TABLES[name].schema
+
+
+def _parquet_rows(folder: Path) -> int:
+    return sum(pq.read_metadata(file).num_rows for file in folder.rglob("*.parquet"))
+
+
+def _is_data(file: Path) -> bool:
+    """Spark's own leftovers (.crc, _SUCCESS) are not part of a table."""
+    return file.is_file() and not file.name.startswith((".", "_"))
+
+
+def _rerun(name: str, force: bool = False) -> str:
+    return f"run `m3rec {TABLES[name].stage}{' --force' if force else ''}` (or jobs/{TABLES[name].stage}.py) on this workspace"

@@ -1,0 +1,1 @@
+"""Feed, sampling, the one loop, checkpoints."""
