@@ -131,7 +131,7 @@ class SkipGram(Section):
     negatives: PositiveInt = 10
     """Negatives per pair, |N|."""
     shared: PositiveInt = 256
-    """Negatives drawn once for a batch and shared by it, weighted so that the expected gradient is that of `negatives`."""
+    """Negatives drawn once for a batch and shared by it; the expected gradient is that of `negatives` per pair."""
     exact: bool = False
     """Draw `negatives` for each pair instead: the slow reference."""
     smooth: bool = True

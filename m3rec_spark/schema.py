@@ -1,7 +1,7 @@
 """The words of the library: every table's columns, and every error it raises. See docs/data_model.md.
 
-Ids (`*_id`) are strings as in the source; indices (`market`, `user`, `item`, `local`) are int32, made by `data.indexing`
-and valid only inside the workspace that made them.
+Ids (`*_id`) are strings as in the source; indices (`market`, `user`, `item`, `local`) are int32, made by
+`data.indexing` and valid only inside the workspace that made them.
 """
 
 from __future__ import annotations
