@@ -1,11 +1,11 @@
 """The workspace: one folder that holds every table of a run.
 
-A table is `<name>/manifest.json` + `<name>/<version>/...`. A new version is written beside the old one; its manifest is then put
-in place by one atomic rename, and only then does the old version go. A reader sees the old table or the new one, never half of one,
-and a writer that dies leaves the old one whole.
+A table is `<name>/manifest.json` + `<name>/<version>/...`. A new version is written beside the old one; its manifest is
+then put in place by one atomic rename, and only then does the old version go. A reader sees the old table or the new
+one, never half of one, and a writer that dies leaves the old one whole.
 
-Each manifest carries a key: the digest of everything its content follows from (config sections, source, keys of its inputs).
-Same key, same content: that is what makes a stage fresh, stale or missing.
+Each manifest carries a key: the digest of everything its content follows from (config sections, source, keys of its
+inputs). Same key, same content: that is what makes a stage fresh, stale or missing.
 """
 
 from __future__ import annotations
@@ -245,4 +245,5 @@ def _is_data(file: Path) -> bool:
 
 
 def _rerun(name: str, force: bool = False) -> str:
-    return f"run `m3rec {TABLES[name].stage}{' --force' if force else ''}` (or jobs/{TABLES[name].stage}.py) on this workspace"
+    stage, flag = TABLES[name].stage, " --force" if force else ""
+    return f"run `m3rec {stage}{flag}` (or jobs/{stage}.py{flag}) on this workspace"
