@@ -246,6 +246,11 @@ def flatten(config: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML that `load` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
 def digest(*parts: object) -> str:
     """SHA-256 (hex) of sections and plain values, the same for the same settings in any process."""
     plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]

@@ -1,8 +1,8 @@
 """A generated five-market shop in the proportions of the paper's Table 1, with planted structure.
 
-Items belong to groups that are bought together and have Zipf popularity; every user shops in a few groups. Shared items keep
-their group in every market, so what one market teaches about an item holds in the others: similarity mining has
-something to find, and data-poor markets something to gain.
+Items belong to groups that are bought together and have Zipf popularity; every user shops in a few groups. Shared
+items keep their group in every market, so what one market teaches about an item holds in the others: similarity mining
+has something to find, and data-poor markets something to gain.
 """
 
 from __future__ import annotations
@@ -88,12 +88,7 @@ def _purchases(
 
 
 def _as_table(market_id: str, users: NDArray[np.int64], items: NDArray[np.int64]) -> pa.Table:
-    return pa.table(
-        {
-            "market_id": pa.array([market_id] * len(users), pa.string()),
-            "user_id": pa.array(
-                np.char.add(f"{market_id}U", np.char.zfill(users.astype(str), 6)).tolist(), pa.string()
-            ),
-            "item_id": pa.array(np.char.add("P", np.char.zfill(items.astype(str), 6)).tolist(), pa.string()),
-        }
-    )
+    user_ids = np.char.add(f"{market_id}U", np.char.zfill(users.astype(str), 6))
+    item_ids = np.char.add("P", np.char.zfill(items.astype(str), 6))
+    columns = ([market_id] * len(users), user_ids.tolist(), item_ids.tolist())
+    return pa.table([pa.array(c, pa.string()) for c in columns], names=["market_id", "user_id", "item_id"])

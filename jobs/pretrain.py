@@ -1,0 +1,8 @@
+"""spark-submit jobs/pretrain.py --config conf/xmarket.yaml --workspace DIR [section.key=value ...]: as `m3rec pretrain`."""
+
+import sys
+
+from m3rec_spark.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

@@ -1,0 +1,178 @@
+"""The command line: `m3rec <stage> [--config FILE] [--workspace DIR] [section.key=value ...]`.
+
+Exit codes: 0 done, 1 failure, 2 wrong usage or data that cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+
+from m3rec_spark import __version__
+from m3rec_spark.config import Config, load, to_yaml
+from m3rec_spark.schema import STAGES, M3RecError, UsageError, did_you_mean
+from m3rec_spark.tables import Workspace, write_atomically
+
+log = logging.getLogger("m3rec_spark")
+
+_EXAMPLES = """examples:
+  m3rec demo
+  m3rec data xmarket --to data/xmarket
+  m3rec run --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket
+  m3rec train --config conf/xmarket.yaml --workspace build/xmarket train.loss=margin --resume
+  spark-submit jobs/pretrain.py --config conf/xmarket.yaml --workspace build/xmarket
+"""
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; returns its exit code."""
+    try:
+        arguments, overrides = _parse(argv)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    _configure_logging(arguments.quiet)
+    try:
+        return _run(arguments, overrides)
+    except M3RecError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: what was published stays; the same command goes on from there", file=sys.stderr)
+        return 130
+    except Exception as error:  # the last door: no user should need to read a JVM stack trace
+        return _unexpected(error, arguments)
+
+
+def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    # the commands import what they need: `m3rec --help` and `m3rec doctor` do not wait for torch and MLflow
+    if arguments.command == "doctor":
+        from m3rec_spark.doctor import report, run_checks
+
+        checks = run_checks(arguments.workspace, load(arguments.config, overrides).tracking.uri)
+        print(report(checks))
+        return 1 if any(check.status == "fail" for check in checks) else 0
+    if arguments.command == "data":
+        from m3rec_spark.data.download import download_xmarket
+
+        download_xmarket(Path(arguments.to))
+        return 0
+    if arguments.command == "demo":
+        return _demo(arguments, overrides)
+    config = load(arguments.config, overrides)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    _stages(arguments, config, Workspace(_workspace(arguments)))
+    return 0
+
+
+def _stages(arguments: argparse.Namespace, config: Config, workspace: Workspace) -> None:
+    from m3rec_spark.stages.pipeline import run_stages
+
+    stages = STAGES if arguments.command in ("run", "demo") else (arguments.command,)
+    run_stages(stages, config, workspace, force=arguments.force, resume=arguments.resume)
+
+
+def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from m3rec_spark.tracking.runs import tracking_uri
+
+    config = load(arguments.config or Path(__file__).parent / "demo.yaml", overrides)
+    workspace = Workspace(arguments.workspace or "build/demo")
+    _stages(arguments, config, workspace)
+    reports = workspace.root / "reports"
+    print((reports / "evaluate.txt").read_text(encoding="utf-8"))
+    print(f"report:  {reports / 'evaluate.json'}")
+    if config.tracking.enabled:
+        uri = tracking_uri(config.tracking.uri, workspace.root)
+        print(f"MLflow:  {uri}    (look: mlflow ui --backend-store-uri {uri})")
+    print(
+        "next:    m3rec data xmarket --to data/xmarket    (the five real markets of the paper)\n"
+        "         m3rec run --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket\n"
+        "         m3rec demo train.loss=margin             (the paper's own loss; only train and evaluate run again)"
+    )
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="m3rec", description="Multi-market recommendation on Spark, torch and MLflow.", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"m3rec_spark {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", help="YAML file; conf/base.yaml shows every key")
+    common.add_argument("--workspace", help="folder of the run (default: build/<name of the config>)")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    common.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    running = argparse.ArgumentParser(add_help=False)
+    running.add_argument("--force", action="store_true", help="run even what is fresh")
+    running.add_argument("--resume", action="store_true", help="train: go on from the last checkpoint")
+    running.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    described = {
+        "prepare": "read, clean, index, split; freeze the candidate lists",
+        "pretrain": "mine item similarity: Gram, EASE, walks, skip-gram",
+        "train": "the market model, all markets together",
+        "evaluate": "rank, and write reports/evaluate.json",
+        "run": "all stages; what is fresh is skipped",
+        "demo": "all stages on a generated five-market shop",
+    }
+    for name, text in described.items():
+        commands.add_parser(name, parents=[common, running], help=text, description=text)
+    commands.add_parser("doctor", parents=[common], help="check versions, Java, write access, tracking")
+    data = commands.add_parser("data", parents=[common], help="download public data")
+    data.add_argument("name", choices=["xmarket"])
+    data.add_argument("--to", required=True, help="folder to fill")
+    arguments, rest = parser.parse_known_args(argv)
+    for extra in rest:
+        if extra.startswith("-") or "=" not in extra:
+            known = [option for action in common._actions + running._actions for option in action.option_strings]
+            raise UsageError(f"'{extra}' is no option and no section.key=value.{did_you_mean(extra, known)}")
+    return arguments, rest
+
+
+def _workspace(arguments: argparse.Namespace) -> str:
+    return arguments.workspace or f"build/{Path(arguments.config).stem if arguments.config else 'm3rec'}"
+
+
+def _configure_logging(quiet: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.propagate = False
+
+
+def _unexpected(error: Exception, arguments: argparse.Namespace) -> int:
+    text = traceback.format_exc()
+    if arguments.debug:
+        print(text, file=sys.stderr)
+    path = Workspace(_workspace(arguments)).root / "reports" / "last_error.txt"
+    try:
+        write_atomically(path, text.encode())
+        where = f"the traceback is in {path}"
+    except OSError:
+        where = "--debug shows the traceback"
+    print(f"error: unexpected {type(error).__name__}: {_told(error)}; {where}", file=sys.stderr)
+    return 1
+
+
+def _told(error: Exception) -> str:
+    """The line of an error that says something: a Python worker's own exception inside a JVM stack, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"^[\w.]*(Error|Exception): ", line)]
+    return (raised or lines or [""])[-1 if raised else 0][:400]
