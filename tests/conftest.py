@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no test talks to the outside
 os.environ.setdefault("PYARROW_IGNORE_TIMEZONE", "1")
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # workers: else the first python3 of PATH
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
