@@ -1,4 +1,4 @@
-"""spark-submit jobs/evaluate.py --config conf/xmarket.yaml --workspace DIR [section.key=value ...]: as `m3rec evaluate`."""
+"""m3rec evaluate as a job: spark-submit jobs/evaluate.py --config conf/xmarket.yaml --workspace DIR [key=value ...]."""
 
 import sys
 

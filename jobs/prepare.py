@@ -1,4 +1,4 @@
-"""spark-submit jobs/prepare.py --config conf/xmarket.yaml --workspace DIR [section.key=value ...]: as `m3rec prepare`."""
+"""m3rec prepare as a job: spark-submit jobs/prepare.py --config conf/xmarket.yaml --workspace DIR [key=value ...]."""
 
 import sys
 

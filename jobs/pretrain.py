@@ -1,4 +1,4 @@
-"""spark-submit jobs/pretrain.py --config conf/xmarket.yaml --workspace DIR [section.key=value ...]: as `m3rec pretrain`."""
+"""m3rec pretrain as a job: spark-submit jobs/pretrain.py --config conf/xmarket.yaml --workspace DIR [key=value ...]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""spark-submit jobs/train.py --config conf/xmarket.yaml --workspace DIR [section.key=value ...]: as `m3rec train`."""
+"""m3rec train as a job: spark-submit jobs/train.py --config conf/xmarket.yaml --workspace DIR [key=value ...]."""
 
 import sys
 

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from m3rec_spark import __version__
 from m3rec_spark.config import Config, load, to_yaml
 from m3rec_spark.schema import STAGES, M3RecError, UsageError, did_you_mean

@@ -54,7 +54,7 @@ def spark_session(settings: Spark) -> SparkSession:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # a laptop's changing host name is a common first failure
     log.info("starting Spark (%s, %s)", settings.master, settings.driver_memory)
-    options = {
+    options: dict[str, bool | float | int | str | None] = {
         "spark.driver.memory": settings.driver_memory,
         "spark.sql.shuffle.partitions": str(settings.shuffle_partitions),
         "spark.ui.enabled": "false",

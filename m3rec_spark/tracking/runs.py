@@ -1,8 +1,8 @@
 """MLflow runs: one for the pipeline, a child for each stage. Logs from the driver only, and never fails a stage.
 
 Runs are addressed by id through `MlflowClient`, so no global MLflow state is left behind: a run that the caller has
-active becomes the parent and stays active. When the server cannot be reached, the first failure is a warning, the rest is
-skipped; every figure is in `reports/` as well.
+active becomes the parent and stays active. When the server cannot be reached, the first failure is a warning, the rest
+is skipped; every figure is in `reports/` as well.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ def pipeline_run(uri: str | None, experiment: str, name: str, workspace: Path) -
     """
     import mlflow
 
-    if mlflow.active_run() is not None:
-        active = mlflow.active_run().info
-        yield Tracker(mlflow.MlflowClient(), active.run_id, active.experiment_id)
+    active = mlflow.active_run()
+    if active is not None:
+        yield Tracker(mlflow.MlflowClient(), active.info.run_id, active.info.experiment_id)
         return
     with _impatient():
         client, experiment_id = _connect(uri, experiment, workspace)
@@ -129,7 +129,8 @@ def tracking_uri(uri: str | None, workspace: Path) -> str:
 
     if uri is not None:
         return uri
-    if mlflow.is_tracking_uri_set() or "DATABRICKS_RUNTIME_VERSION" in os.environ:
+    chosen = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
+    if chosen or "DATABRICKS_RUNTIME_VERSION" in os.environ:
         return str(mlflow.get_tracking_uri())
     return f"sqlite:///{workspace / 'mlflow.db'}"
 
