@@ -68,14 +68,17 @@ class MarketArrays:
         """The market's slots, as a slice of the arrays by slot."""
         return slice(int(self.slot_offsets[market]), int(self.slot_offsets[market + 1]))
 
-    def history(self, market: int) -> sp.csr_matrix:
-        """(users of the market, its items) float32 ones; columns are local indices."""
-        first, last = self.user_offsets[market], self.user_offsets[market + 1]
-        indptr = self.indptr[first : last + 1]
+    def history(self, market: int, users: NDArray[np.int32] | None = None) -> sp.csr_matrix:
+        """(users of the market, its items) float32 ones; local columns. users: these only, in this order."""
+        first, last = (int(end) for end in self.user_offsets[market : market + 2])
+        rows = np.arange(first, last) if users is None else first + users.astype(np.int64)
+        starts, lengths = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
+        indptr = _offsets(lengths)
+        pairs = np.repeat(starts - indptr[:-1], lengths) + np.arange(indptr[-1])
         slots = self.market_slots(market)
-        local = self.slots[indptr[0] : indptr[-1]] - np.int32(slots.start)
-        shape = (int(last - first), slots.stop - slots.start)
-        return sp.csr_matrix((np.ones(len(local), np.float32), local, indptr - indptr[0]), shape=shape)
+        local = self.slots[pairs] - np.int32(slots.start)
+        shape = (len(rows), slots.stop - slots.start)
+        return sp.csr_matrix((np.ones(len(local), np.float32), local, indptr), shape=shape)
 
 
 def build_arrays(workspace: Workspace) -> MarketArrays:
