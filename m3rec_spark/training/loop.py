@@ -1,0 +1,128 @@
+"""The one training loop, and the record of all that it needs to go on."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from m3rec_spark.models.m3rec import M3Rec, Pairs
+from m3rec_spark.schema import M3RecError
+
+log = logging.getLogger(__name__)
+
+
+class DivergedError(M3RecError):
+    """The loss is no number any more."""
+
+
+@dataclass
+class TrainState:
+    """Where a training stands; with the model and the optimisers it is all that a resumed run needs.
+
+    Attributes:
+        epoch: epochs finished.
+        best_epoch: the one with the best validation score (1-based; 0: none yet).
+        best_score: that score.
+        history: the figures of each finished epoch.
+        best: the model's state after the best epoch, on the host.
+    """
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_score: float = -math.inf
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def finished(self, epochs: int, patience: int) -> bool:
+        """Whether all epochs are done, or none of the last `patience` ones was better than the best before them."""
+        return self.epoch >= epochs or self.epoch - self.best_epoch >= patience
+
+
+def optimizers(model: M3Rec, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Adam for V-Loca (dense: the product with B touches it all), lazy Adam for the batch's rows of U-Loca."""
+    return [
+        torch.optim.Adam([model.v_loca], lr=learning_rate),
+        torch.optim.SparseAdam([model.u_loca.weight], lr=learning_rate),
+    ]
+
+
+def fit(
+    model: M3Rec,
+    steppers: Sequence[torch.optim.Optimizer],
+    state: TrainState,
+    *,
+    batches: Callable[[int], Iterable[Pairs]],
+    loss: Callable[[Pairs], Tensor],
+    validate: Callable[[], dict[str, float]],
+    score: str,
+    epochs: int,
+    patience: int,
+    on_epoch_end: Callable[[TrainState], None],
+) -> None:
+    """Trains until `epochs` are done or `patience` epochs brought nothing; the model ends at its best epoch.
+
+    Args:
+        model: trained in place.
+        steppers: its optimisers.
+        state: updated in place; that of a checkpoint to go on from there.
+        batches: epoch (from 0) -> its batches; the same epoch must give the same batches.
+        loss: of a batch, mean over its pairs.
+        validate: figures of the model as it stands.
+        score: the figure of `validate` that decides; higher is better.
+        epochs: at most.
+        patience: epochs without a better score before it stops.
+        on_epoch_end: logs and checkpoints; called when the state of the epoch is complete.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite.
+    """
+    while not state.finished(epochs, patience):
+        begin = time.perf_counter()
+        figures = {"loss": _epoch(model, steppers, batches(state.epoch), loss, state.epoch)}
+        model.eval()
+        with torch.no_grad():
+            figures |= validate()
+        state.epoch += 1
+        state.history.append({**figures, "seconds": time.perf_counter() - begin})
+        if figures[score] > state.best_score:
+            state.best_epoch, state.best_score = state.epoch, figures[score]
+            state.best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        on_epoch_end(state)
+    if state.best:
+        model.load_state_dict(state.best)
+
+
+def _epoch(
+    model: M3Rec,
+    steppers: Sequence[torch.optim.Optimizer],
+    batches: Iterable[Pairs],
+    loss: Callable[[Pairs], Tensor],
+    epoch: int,
+) -> float:
+    """One pass; the mean loss per pair."""
+    model.train()
+    total, pairs = 0.0, 0
+    shown = tqdm(batches, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=not sys.stderr.isatty())
+    for number, batch in enumerate(shown):
+        value = loss(batch)
+        for stepper in steppers:
+            stepper.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        for stepper in steppers:
+            stepper.step()
+        figure = value.item()
+        if not math.isfinite(figure):
+            raise DivergedError(
+                f"the loss became {figure} in epoch {epoch + 1}, batch {number + 1}: lower train.learning_rate "
+                "(or raise train.temperature); checkpoints of earlier epochs are whole"
+            )
+        total, pairs = total + figure * len(batch.rows), pairs + len(batch.rows)
+    return total / max(pairs, 1)
