@@ -93,8 +93,7 @@ def report(checks: list[Check]) -> str:
     lines = []
     for check in checks:
         lines.append(f"{check.status:<4}  {check.name:<12} {check.detail}")
-        if check.fix:
-            lines.append(f"{'':<19}-> {check.fix}")
+        lines += [f"{'':<19}-> {check.fix}"] if check.fix else []
     failed, warned = (sum(check.status == status for check in checks) for status in ("fail", "warn"))
     lines.append(f"{len(checks)} checks: {failed} failed, {warned} warned")
     return "\n".join(lines)
@@ -102,11 +101,8 @@ def report(checks: list[Check]) -> str:
 
 def installed_versions() -> dict[str, str]:
     """Package -> version, of those that matter and are installed."""
-    found = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+    installed = {item.name.lower(): item.version for item in metadata.distributions()}
+    return {package: installed[package] for package in _PACKAGES if package in installed}
 
 
 def check_python(version: tuple[int, ...]) -> Check:
@@ -138,9 +134,9 @@ def check_java(environment: Mapping[str, str]) -> Check:
     if java is None:
         return Check("java", "fail", "none: JAVA_HOME is not set, and PATH has no java", _JAVA_FIX)
     version = java_version(java)
-    if version in (17, 21):
-        return Check("java", "ok", f"{version} at {java}")
-    return Check("java", "fail", f"{java} is Java {version}" if version else f"{java} does not run", _JAVA_FIX)
+    if version not in (17, 21):
+        return Check("java", "fail", f"{java} is Java {version}" if version else f"{java} does not run", _JAVA_FIX)
+    return Check("java", "ok", f"{version} at {java}")
 
 
 def check_workspace(workspace: str) -> Check:

@@ -46,7 +46,7 @@ def download_xmarket(
     files: dict[str, PublicFile] = XMARKET_FILES,
     timeout: float = 30.0,
 ) -> None:
-    """Fetches the files into `to`, in the layout that source.format xmarket reads; keeps those that are there and right.
+    """Fetches the files into `to`, in the layout that source.format xmarket reads; keeps those that are right already.
 
     Args:
         to: folder to fill; made if absent.
