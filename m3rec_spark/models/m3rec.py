@@ -14,7 +14,7 @@ Cost of a step: O((nnz(B) + S + pairs x (history + negatives)) d); no term in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,9 +107,9 @@ class M3Rec(nn.Module):
             generator = torch.Generator().manual_seed(seed)
             nn.init.normal_(self.v_loca, std=dimension**-0.5, generator=generator)
 
-    def items(self) -> Tensor:
-        """(S, d) V_m of every slot, eq. 10."""
-        return self.v_glob + self.v_loca
+    def items(self, slots: Tensor) -> Tensor:
+        """(len(slots), d) V_m of the slots, eq. 10."""
+        return F.embedding(slots, self.v_glob) + F.embedding(slots, self.v_loca)
 
     def histories(self) -> Tensor:
         """(S, d) B_m V_m: what an item in a user's history adds to him; zero where the row of B_m is empty."""
@@ -137,7 +137,7 @@ class M3Rec(nn.Module):
     def export_arrays(self) -> dict[str, NDArray[np.float32]]:
         """What serves, on the host: item_vectors, history_vectors (S, d), history_weights (S,), user_vectors (R, d)."""
         tensors = {
-            "item_vectors": self.items(),
+            "item_vectors": self.v_glob + self.v_loca,
             "history_vectors": self.histories(),
             "history_weights": self.history_weights,
             "user_vectors": self.u_loca.weight,
@@ -148,36 +148,46 @@ class M3Rec(nn.Module):
 def margin_loss(model: M3Rec, pairs: Pairs, gamma: float) -> Tensor:
     """Eq. 12, mean over the pairs: (1 - y_pos) + mean over negatives of max(0, y_neg - gamma)."""
     total = model.v_loca.new_zeros(())
-    for positive, negative, _ in _scores(model, pairs):
-        total = total + (1 - positive).sum() + F.relu(negative - gamma).mean(dim=1).sum()
+    for user, positive, negative, _ in _by_market(model, pairs):
+        total = total + (1 - (user * positive).sum(dim=1)).sum()
+        total = total + F.relu(_against(user, negative) - gamma).mean(dim=1).sum()
     return total / len(pairs.rows)
 
 
 def softmax_loss(model: M3Rec, pairs: Pairs, temperature: float) -> Tensor:
-    """Mean over the pairs of -log softmax of the positive among itself and the negatives, cosines / temperature.
+    """Mean over the pairs of -log softmax of the positive among itself and the negatives, of cosine / temperature.
 
-    A negative that is the pair's positive is left out.
+    The negatives are distinct; a positive that is among the negatives counts once.
     """
     total = model.v_loca.new_zeros(())
-    for positive, negative, same in _scores(model, pairs):
-        logits = torch.cat([positive[:, None], negative.masked_fill(same, -torch.inf)], dim=1) / temperature
-        total = total - F.log_softmax(logits, dim=1)[:, 0].sum()
+    for user, positive, negative, known in _by_market(model, pairs):
+        user = user / temperature
+        liked = (user * positive).sum(dim=1)
+        others = torch.logsumexp(_against(user, negative), dim=1)
+        total = total + (torch.where(known, others, torch.logaddexp(others, liked)) - liked).sum()
     return total / len(pairs.rows)
 
 
-def _scores(model: M3Rec, pairs: Pairs) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per market of the batch: cosines of the positives (p,), of the negatives (p, K), and where they are the same."""
-    users = unit(model.users(pairs.rows, pairs.bag_slots, pairs.bag_starts))
-    items = model.items()
-    scores = []
-    for user, positive, negative in zip(
-        torch.split(users, pairs.sizes), torch.split(pairs.positives, pairs.sizes), pairs.negatives, strict=True
+def _by_market(model: M3Rec, pairs: Pairs) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Per market of the batch: users (p, d), positives (p, d), negatives (K, d) or (p, K, d), all of length one.
+
+    The last of the four says (p,) whether the positive is among the negatives.
+    """
+    users = torch.split(unit(model.users(pairs.rows, pairs.bag_slots, pairs.bag_starts)), pairs.sizes)
+    slots = [*torch.split(pairs.positives, pairs.sizes), *pairs.negatives]
+    flat = torch.cat([part.flatten() for part in slots])  # one gather: each would have a gradient of S x d of its own
+    items = torch.split(unit(model.items(flat)), [part.numel() for part in slots])
+    markets = len(pairs.sizes)
+    for user, positive, negative, slot, drawn in zip(
+        users, items[:markets], items[markets:], slots[:markets], slots[markets:], strict=True
     ):
-        liked = (user * unit(F.embedding(positive, items))).sum(dim=1)
-        others = unit(F.embedding(negative, items))
-        rest = user @ others.T if negative.ndim == 1 else torch.einsum("pd,pkd->pk", user, others)
-        scores.append((liked, rest, negative == positive[:, None]))
-    return scores
+        known = (drawn == slot[:, None]).any(dim=1) if drawn.ndim == 2 else torch.isin(slot, drawn)
+        yield user, positive, negative.view(*drawn.shape, -1), known
+
+
+def _against(user: Tensor, negative: Tensor) -> Tensor:
+    """(p, K) products with shared (K, d) or own (p, K, d) negatives."""
+    return user @ negative.T if negative.ndim == 2 else torch.einsum("pd,pkd->pk", user, negative)
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class TrainState:
 def optimizers(model: M3Rec, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Adam for V-Loca (dense: the product with B touches it all), lazy Adam for the batch's rows of U-Loca."""
     return [
-        torch.optim.Adam([model.v_loca], lr=learning_rate),
+        torch.optim.Adam([model.v_loca], lr=learning_rate, fused=True),
         torch.optim.SparseAdam([model.u_loca.weight], lr=learning_rate),
     ]
 
