@@ -59,8 +59,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("marke", ["market", "user_id"])
     " Did you mean 'market'?"
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    folded = {word.casefold(): word for word in known}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    return f" Did you mean '{folded[near[0]]}'?" if near else ""
 
 
 def _struct(*columns: tuple[str, T.DataType] | tuple[str, T.DataType, bool]) -> T.StructType:
