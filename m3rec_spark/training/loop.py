@@ -86,12 +86,12 @@ def fit(
     """
     while not state.finished(epochs, patience):
         begin = time.perf_counter()
-        figures = {"loss": _epoch(model, steppers, batches(state.epoch), loss, state.epoch)}
+        figures = {"train/loss": _epoch(model, steppers, batches(state.epoch), loss, state.epoch)}
         model.eval()
         with torch.no_grad():
             figures |= validate()
         state.epoch += 1
-        state.history.append({**figures, "seconds": time.perf_counter() - begin})
+        state.history.append({**figures, "train/seconds": time.perf_counter() - begin})
         if figures[score] > state.best_score:
             state.best_epoch, state.best_score = state.epoch, figures[score]
             state.best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,123 @@
+"""NDCG@10 on the validation half between epochs, in the training process: the frozen candidates, few users at a time.
+
+Cost per epoch: users x (items in the lists of a block of users) x d; memory: the chosen users' candidate lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import torch
+from numpy.typing import NDArray
+
+from m3rec_spark.data.arrays import MarketArrays
+from m3rec_spark.evaluation.candidates import local_indices, market_blocks
+from m3rec_spark.evaluation.metrics import ndcg
+from m3rec_spark.evaluation.ranks import expected_ranks
+from m3rec_spark.models.m3rec import M3Rec, unit
+from m3rec_spark.schema import DataError
+from m3rec_spark.training.sampling import gather_histories, starts
+
+BLOCK = 256  # users scored at once
+MEAN = "valid/ndcg_10"  # over the markets' values: a small market counts as much as a large one
+
+
+def validation_sample(candidates: Path, users: int, seed: int) -> pa.Table:
+    """At most `users` validation rows of the published candidates, the first by a hash of (seed, market, user).
+
+    Two passes over the files, so that only the chosen users' lists are ever in memory.
+    """
+    source = ds.dataset(candidates, format="parquet")
+    half = ds.field("half") == "valid"
+    ids = source.to_table(columns=["market", "user"], filter=half)
+    keys = _hash(ids["market"].to_numpy(), ids["user"].to_numpy(), seed)
+    limit = np.partition(keys, users)[users] if users < len(keys) else None
+    chosen = []
+    for batch in source.to_batches(columns=["market", "user", "positive", "negatives"], filter=half):
+        keys = _hash(batch["market"].to_numpy(), batch["user"].to_numpy(), seed)
+        chosen.append(batch if limit is None else batch.filter(pa.array(keys < limit)))
+    return pa.Table.from_batches(chosen, schema=chosen[0].schema) if chosen else ids.slice(0, 0)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Users of one market, and what to score for them."""
+
+    market: int
+    users: NDArray[np.intp]
+    """Rows of the sample."""
+    slots: torch.Tensor
+    """All slots that occur in their lists."""
+    columns: NDArray[np.int64]
+    """(B, 1 + longest list): positions in slots; the positive first."""
+    rivals: NDArray[np.bool_]
+    """The same shape: False at the positive and beyond the end of a list."""
+
+
+class Validator:
+    """Figures of a model on the validation users.
+
+    Args:
+        arrays: histories and slots.
+        sample: rows of CANDIDATES (market, user, positive, negatives), as from `validation_sample`.
+        market_ids: market index -> id, for the names of the figures.
+
+    Raises:
+        DataError: the sample is empty.
+    """
+
+    def __init__(self, arrays: MarketArrays, sample: pa.Table, market_ids: Mapping[int, str]) -> None:
+        if not sample.num_rows:
+            raise DataError("no user is in the validation half, so training could not tell when to stop: add users")
+        markets, users = sample["market"].to_numpy(), sample["user"].to_numpy()
+        self._market_ids = market_ids
+        self._rows = arrays.user_offsets[markets] + users
+        self._blocks = [_block(arrays, sample, market, rows) for market, rows in market_blocks(markets, BLOCK)]
+        slots, lengths = gather_histories(arrays, self._rows)
+        self._bags = (torch.from_numpy(slots), torch.from_numpy(starts(lengths)))
+
+    @torch.no_grad()
+    def figures(self, model: M3Rec) -> dict[str, float]:
+        """`<market id>/valid_ndcg_10` for every market with validation users, and their mean under MEAN."""
+        device = model.v_loca.device
+        rows, slots, begins = (tensor.to(device) for tensor in (torch.from_numpy(self._rows), *self._bags))
+        users = unit(model.users(rows, slots, begins))
+        ranks: dict[int, list[NDArray[np.float64]]] = {}
+        for block in self._blocks:
+            items = unit(model.items(block.slots.to(device)))
+            scores = (users[torch.from_numpy(block.users).to(device)] @ items.T).cpu().numpy()
+            listed = np.take_along_axis(scores, block.columns, axis=1)
+            positives = np.zeros(len(listed), np.intp)
+            ranks.setdefault(block.market, []).append(expected_ranks(listed, positives, block.rivals))
+        by_market = {
+            f"{self._market_ids[market]}/valid_ndcg_10": ndcg(np.concatenate(parts)) for market, parts in ranks.items()
+        }
+        return {MEAN: float(np.mean(list(by_market.values()))), **by_market}
+
+
+def _block(arrays: MarketArrays, sample: pa.Table, market: int, rows: NDArray[np.intp]) -> _Block:
+    lists = sample["negatives"].combine_chunks().take(pa.array(rows))
+    lengths = lists.value_lengths().to_numpy().astype(np.int64)
+    items = np.concatenate([sample["positive"].to_numpy()[rows], lists.flatten().to_numpy()])
+    distinct, place = np.unique(local_indices(arrays, market, items), return_inverse=True)
+    rivals = np.arange(1 + lengths.max())[None, :] <= lengths[:, None]
+    rivals[:, 0] = False
+    columns = np.zeros(rivals.shape, np.int64)
+    columns[:, 0] = place[: len(rows)]
+    columns[rivals] = place[len(rows) :]
+    slots = torch.from_numpy(arrays.slot_offsets[market] + distinct)
+    return _Block(market, rows, slots, columns, rivals)
+
+
+def _hash(market: NDArray[np.int32], user: NDArray[np.int32], seed: int) -> NDArray[np.uint64]:
+    """SplitMix64 of (market, user, seed): distinct for distinct users."""
+    mixed = (market.astype(np.uint64) << np.uint64(32)) + user.astype(np.uint64)
+    mixed += np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
