@@ -81,14 +81,16 @@ class Workspace:
     def manifest(self, name: str) -> Manifest | None:
         """The published manifest of a table; None where nothing readable is published."""
         try:
-            manifest = Manifest(**json.loads((self.root / name / MANIFEST).read_text(encoding="utf-8")))
+            tree = json.loads((self.root / name / MANIFEST).read_text(encoding="utf-8"))
+            if isinstance(tree, dict) and tree.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+                return None  # of another release of the library: it has to be made anew
+            return Manifest(**tree)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError) as error:
             raise CorruptTableError(
                 f"{self.root / name / MANIFEST} is damaged ({error}): {_rerun(name, force=True)}"
             ) from None
-        return manifest if manifest.schema_version == SCHEMA_VERSION else None
 
     def state(self, name: str, key: str) -> Literal["fresh", "stale", "missing", "corrupt"]:
         """How the published table stands to the key that its content should have."""
@@ -124,7 +126,8 @@ class Workspace:
 
     def read_arrow(self, name: str, columns: list[str] | None = None, filter: ds.Expression | None = None) -> pa.Table:
         """A published table, read without a JVM. For tables that do not grow with users, or a bounded part of one."""
-        return ds.dataset(self.folder(name), format="parquet").to_table(columns=columns, filter=filter)
+        source = ds.dataset(self.folder(name), schema=arrow_schema(name), format="parquet")
+        return source.to_table(columns=columns, filter=filter)
 
     @contextlib.contextmanager
     def publishing(self, name: str, key: str, rows: int = 0, extra: Mapping[str, Any] | None = None) -> Iterator[Path]:
@@ -136,13 +139,15 @@ class Workspace:
         _make_folder(folder)
         try:
             yield folder
-            if _schema_or_none(name) is not None:
+            if TABLES[name].schema is not None:
                 rows = _parquet_rows(folder)
             files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if _is_data(f)}
             manifest = Manifest(name, version, key, rows, files, extra=dict(extra or {}))
             write_atomically(self.root / name / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            current = self.root / name / MANIFEST
+            if not current.is_file() or version not in current.read_text():  # an interrupt may come after the rename
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         for old in (self.root / name).iterdir():  # also what an earlier writer left when it was killed
             if old.is_dir() and old.name != version:
@@ -225,14 +230,10 @@ def _make_folder(folder: Path) -> None:
 
 
 def _schema(name: str) -> T.StructType:
-    schema = _schema_or_none(name)
+    schema = TABLES[name].schema
     if schema is None:
         raise ValueError(f"'{name}' is a folder of files: use folder() and publishing()")
     return schema
-
-
-def _schema_or_none(name: str) -> T.StructType | None:
-    return TABLES[name].schema
 
 
 def _parquet_rows(folder: Path) -> int:
