@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.request import urlopen
 
-from m3rec_spark.schema import DataError
+from m3rec_spark.schema import DataError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def download_xmarket(
 
     Raises:
         DataError: the server cannot be reached, or a file is not the pinned one. A wrong file is never put in place.
+        UsageError: `to` cannot be made.
     """
     for number, (name, pinned) in enumerate(files.items(), start=1):
         place = to / name
@@ -78,6 +79,9 @@ def _fetch(url: str, place: Path, pinned: PublicFile, timeout: float) -> None:
     beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {place.parent}: {error}; choose another folder") from None
+    try:
         with open(beside, "wb") as file:
             size, sha256 = _stream(url, file, pinned.size, timeout)
         if (size, sha256) != pinned:
