@@ -9,6 +9,7 @@ Notation: n items; A (n, n) co-occurrence counts; B (n, n) weights, row = item i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -119,6 +120,14 @@ def certificate(batches: Iterable[pa.RecordBatch], weights: NDArray[np.float64],
             f"{tolerance:.3g}: the system is too ill-conditioned for float64, raise ease.lambda_f"
         )
     return worst
+
+
+def save_weights(weights: NDArray[np.float64], path: Path) -> None:
+    """B as a float32 .npy file in C order, written by blocks of rows."""
+    stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=weights.shape)  # type: ignore[no-untyped-call]
+    for rows in _blocks(len(weights)):
+        stored[rows] = weights[rows]
+    stored.flush()
 
 
 def filter_rows(weights: NDArray[np.float64], epsilon: float) -> sparse.csr_matrix:

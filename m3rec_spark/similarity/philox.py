@@ -6,6 +6,8 @@ and no retry can change it. Cost: 10 rounds of two 32 x 32 bit multiplications a
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,17 +30,19 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
     for n in range(_ROUNDS):
         k0, k1 = (np.uint64((word + n * weyl) & 0xFFFFFFFF) for word, weyl in zip(key, _WEYL, strict=True))
         product0, product1 = _MULTIPLY[0] * c0, _MULTIPLY[1] * c2
-        c0, c1, c2, c3 = (product1 >> _SHIFT) ^ c1 ^ k0, product1 & _LOW, (product0 >> _SHIFT) ^ c3 ^ k1, product0 & _LOW
+        c0, c2 = (product1 >> _SHIFT) ^ c1 ^ k0, (product0 >> _SHIFT) ^ c3 ^ k1
+        c1, c3 = product1 & _LOW, product0 & _LOW
     return c0, c1, c2, c3
 
 
 def uniforms(
-    first: NDArray[np.integer], second: NDArray[np.integer], third: int, seed: int
+    first: NDArray[Any], second: NDArray[Any], third: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Two independent uniform numbers in [0, 1), of 53 bits, for each (first, second, third) under a 64 bit seed.
 
     Args:
-        first, second: (K,) non-negative, below 2^32.
+        first: (K,) integers, non-negative and below 2^32.
+        second: the same.
         third: below 2^32.
         seed: its low 64 bits are the key.
     """

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
+
+from m3rec_spark.similarity.capacity import require
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class _Smooth(torch.autograd.Function):
 class Smoothing:
     """Eq. 8 as a function of V0 (n, any); without a similarity it is the identity."""
 
-    def __init__(self, similarity: sparse.csr_matrix | None, device: torch.device | None = None) -> None:
+    def __init__(self, similarity: sparse.csr_matrix | None, device: torch.device) -> None:
         """similarity: (n, n) B-Glob."""
         self.pair = None
         if similarity is not None:
@@ -57,7 +60,40 @@ class Smoothing:
 
     def __call__(self, initial: Tensor) -> Tensor:
         """B V0 + V0."""
-        return initial if self.pair is None else _Smooth.apply(initial, *self.pair)  # type: ignore[no-any-return, no-untyped-call]
+        smoothed: Tensor = initial if self.pair is None else _Smooth.apply(initial, *self.pair)  # type: ignore[no-untyped-call]
+        return smoothed
+
+
+class Noise:
+    """Draws items with probability proportional to degree^POWER; never one of degree 0."""
+
+    def __init__(self, degrees: NDArray[np.int64], generator: torch.Generator) -> None:
+        """degrees: (n,), at least one positive. generator: of the CPU, so that every device draws the same."""
+        self.cumulative = torch.from_numpy(np.cumsum(degrees.astype(np.float64) ** POWER))
+        self.generator = generator
+
+    def draw(self, *shape: int) -> Tensor:
+        """Independent items, int64, of the shape."""
+        uniform = torch.rand(shape, generator=self.generator, dtype=torch.float64) * self.cumulative[-1]
+        return torch.searchsorted(self.cumulative, uniform, right=True)
+
+
+def plan(n_items: int, n_walks: int, length: int, dimension: int, shared: int, batch_walks: int) -> int:
+    """Peak bytes of `fit_item_vectors`, without B-Glob, checked before anything is allocated.
+
+    Raises:
+        CapacityError: when they are more than the machine has to give.
+    """
+    model = 6 * 2 * n_items * dimension  # V0, V, the gradients of both, Adam's two moments
+    tokens = batch_walks * length
+    batch = 4 * tokens * dimension + 3 * tokens * length + 3 * min(tokens, n_items) * shared
+    needed = 4 * (model + batch + 2 * n_walks * length)
+    require(
+        needed,
+        f"skip-gram on {n_items:,} items and {n_walks:,} walks (batches of {batch_walks:,})",
+        "lower skipgram.batch_walks, skipgram.shared, skipgram.dimension or walks.per_item, or use a larger machine",
+    )
+    return needed
 
 
 def pair_weights(length: int, window: int) -> Tensor:
@@ -90,12 +126,17 @@ def shared_negative_loss(
     return (F.softplus(scores).sum(1) @ per_item[items]) * (negatives / len(drawn))
 
 
-def exact_negative_loss(
-    target: Tensor, context: Tensor, walks: Tensor, weights: Tensor, draw: Callable[[int], Tensor], negatives: int
-) -> Tensor:
-    """Sum over pairs of -log s(-v_i'c_k) over `negatives` items k drawn for each pair: the slow reference."""
-    centre, other = weights.nonzero(as_tuple=True)  # P pairs of positions
-    drawn = draw(walks.shape[0] * len(centre) * negatives).view(walks.shape[0], len(centre), negatives)
+def exact_negative_loss(target: Tensor, context: Tensor, walks: Tensor, weights: Tensor, drawn: Tensor) -> Tensor:
+    """Sum over pairs of -log s(-v_i'c_k) over the pair's own `drawn` items: the slow reference.
+
+    Args:
+        target: (n, d).
+        context: (n, d).
+        walks: (W, L) int64 items.
+        weights: (L, L), with P positive ones.
+        drawn: (W, P, negatives) items; pairs in the order of weights.nonzero().
+    """
+    centre, other = weights.nonzero(as_tuple=True)
     scores = torch.einsum("wpd,wpkd->wpk", F.embedding(walks[:, centre], target), F.embedding(drawn, context))
     return (F.softplus(scores).sum(2) @ weights[centre, other]).sum()
 
@@ -121,8 +162,8 @@ def fit_item_vectors(
 
     Args:
         walks: (all walks, L) items; may be memory-mapped.
-        similarity: (n, n) B-Glob of eq. 8; None: V = V0.
-        degrees: (n,) of `WalkGraph.degrees`; an item of degree 0 is in no walk and keeps its initial vector.
+        similarity: (n, n) B-Glob of eq. 7; None: V = V0.
+        degrees: (n,) of `WalkGraph.degrees`; an item of degree 0 is in no walk and keeps its random start.
         dimension: d.
         window: largest distance of a pair in a walk.
         negatives: |N| of a pair.
@@ -130,39 +171,38 @@ def fit_item_vectors(
         epochs: passes over the walks.
         batch_walks: W.
         learning_rate: of Adam; falls linearly to 0 over all steps.
-        seed: of the initial vectors, and with the epoch's number of its order and negatives.
-        exact: draw `negatives` for each pair.
+        seed: of the initial vectors, the order of the walks and the negatives.
+        exact: draw `negatives` for each pair instead of `shared` ones a batch.
         device: of torch.
         on_epoch: is given the epoch's number (0 up) and its mean loss of a pair.
     """
-    smooth = Smoothing(similarity, torch.device(device))
-    scale = dimension**-0.5
-    start = torch.randn(len(degrees), 2 * dimension, generator=_generator(seed, 0)) * scale
-    initial = start.to(device).requires_grad_()  # target and context side by side: one sparse product for both
-    steps = epochs * -(-len(walks) // batch_walks)
-    optimizer = torch.optim.Adam([initial], lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
+    generator = torch.Generator().manual_seed(seed)
+    smooth, noise = Smoothing(similarity, torch.device(device)), Noise(degrees, generator)
     weights = pair_weights(walks.shape[1], window).to(device)
-    cumulative = torch.from_numpy(np.cumsum(degrees.astype(np.float64) ** POWER))
+    start = torch.randn(len(degrees), 2 * dimension, generator=generator) * dimension**-0.5
+    initial = start.to(device).requires_grad_()  # target and context side by side: one sparse product for both
+    optimizer = torch.optim.Adam([initial], lr=learning_rate, fused=True)
+    steps = epochs * -(-len(walks) // batch_walks)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+
+    def batch_loss(items: Tensor) -> Tensor:
+        target, context = torch.split(smooth(initial), dimension, dim=1)
+        loss = positive_loss(target, context, items, weights)
+        if exact:
+            drawn = noise.draw(len(items), int(weights.count_nonzero()), negatives).to(device)
+            loss = loss + exact_negative_loss(target, context, items, weights, drawn)
+        else:
+            drawn = noise.draw(shared).to(device)
+            loss = loss + shared_negative_loss(target, context, items, weights, drawn, negatives)
+        return loss / (weights.sum() * len(items))  # mean over positive pairs
+
     with tqdm(total=steps, desc="skip-gram", unit="step", disable=not sys.stderr.isatty()) as progress:
         for epoch in range(epochs):
-            generator, total = _generator(seed, epoch + 1), 0.0
-
-            def draw(count: int, generator: torch.Generator = generator) -> Tensor:
-                uniform = torch.rand(count, generator=generator, dtype=torch.float64) * cumulative[-1]
-                return torch.searchsorted(cumulative, uniform, right=True).to(device)
-
-            for batch in _batches(walks, batch_walks, generator):
-                items = batch.to(device)
-                target, context = smooth(initial).split(dimension, dim=1)
-                loss = positive_loss(target, context, items, weights)
-                if exact:
-                    loss = loss + exact_negative_loss(target, context, items, weights, draw, negatives)
-                else:
-                    loss = loss + shared_negative_loss(target, context, items, weights, draw(shared), negatives)
-                loss = loss / (weights.sum() * len(items))  # mean over positive pairs
+            total = 0.0
+            for items in _batches(walks, batch_walks, generator):
+                loss = batch_loss(items.to(device))
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
                 total += loss.item() * len(items)
@@ -171,4 +211,18 @@ def fit_item_vectors(
             if on_epoch is not None:
                 on_epoch(epoch, total / len(walks))
     with torch.no_grad():
-        return smooth(initial[:, :dimension].contiguous()).cpu().numpy()
+        vectors: NDArray[np.float32] = smooth(initial[:, :dimension].contiguous()).cpu().numpy()
+    return vectors
+
+
+def _batches(walks: NDArray[np.int32], size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """All walks once, in a random order, as (size, L) int64; the last batch may be smaller."""
+    for chosen in torch.split(torch.randperm(len(walks), generator=generator), size):
+        yield torch.from_numpy(walks[chosen.sort().values.numpy()].astype(np.int64))
+
+
+def _torch_csr(matrix: sparse.csr_matrix, device: torch.device) -> Tensor:
+    with warnings.catch_warnings():  # "CSR support is in beta": on every first use in a process
+        warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
+        parts = (torch.from_numpy(matrix.indptr), torch.from_numpy(matrix.indices), torch.from_numpy(matrix.data))
+        return torch.sparse_csr_tensor(*parts, size=matrix.shape, device=device, check_invariants=True)

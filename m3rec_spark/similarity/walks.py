@@ -21,6 +21,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from m3rec_spark.schema import WALKS
+from m3rec_spark.similarity.capacity import require
 from m3rec_spark.similarity.philox import uniforms
 
 
@@ -54,6 +55,17 @@ class WalkGraph:
     def degrees(self) -> NDArray[np.int64]:
         """(n,) the row sums of A (off the diagonal, or with it under self_loops): deg(v_i) of eq. 5."""
         return np.diff(self.cumulative[self.item_indptr])
+
+
+def plan(n_pairs: int, n_items: int) -> int:
+    """Peak bytes of `build_graph`, checked before anything is allocated.
+
+    Raises:
+        CapacityError: when they are more than the machine has to give.
+    """
+    needed = 64 * n_pairs + 32 * n_items  # the arrays take 20 bytes a pair, the sort by item and its inputs the rest
+    require(needed, f"the walk graph of {n_pairs:,} pairs", "use a larger driver, or clean.min_item_users")
+    return needed
 
 
 def build_graph(
@@ -116,10 +128,12 @@ def _step(
     first = graph.indptr[graph.users[entry]]
     length = graph.indptr[graph.users[entry] + 1] - first
     if graph.self_loops[0]:
-        return graph.items[first + _pick(which_item, length)]
-    other = _pick(which_item, length - 1)
-    other += other >= graph.positions[entry]  # the item itself is left out
-    return graph.items[first + other]
+        chosen = _pick(which_item, length)
+    else:
+        chosen = _pick(which_item, length - 1)
+        chosen += chosen >= graph.positions[entry]  # the item itself is left out
+    following: NDArray[np.int32] = graph.items[first + chosen]
+    return following
 
 
 def _pick(uniform: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -154,3 +168,9 @@ def sample_walks(spark: SparkSession, folder: Path, per_item: int, length: int, 
             yield pa.RecordBatch.from_arrays(columns, schema=to_arrow_schema(WALKS))
 
     return spark.range(n_items * per_item).mapInArrow(sample, WALKS)
+
+
+def walk_matrix(table: pa.Table) -> NDArray[np.int32]:
+    """WALKS, which are of one length, as (W, length) items in the order of their ids."""
+    flat: NDArray[np.int32] = table["items"].combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(table), -1)[np.argsort(table["walk"].to_numpy())]
