@@ -87,14 +87,14 @@ class M3RecScorer:
         local = _mapped(self.folder, "user_vectors", (arrays.n_rows, None))[arrays.user_offsets[market] + users]
         history = arrays.history(market, users).astype(np.float64)
         total = (history @ weights)[:, None]  # history items whose row of B_m is not empty
-        vectors = np.divide(history @ smoothed, total, out=np.zeros(local.shape), where=total > 0) + local
+        vectors = np.divide(history @ smoothed, total, out=np.zeros(local.shape), where=total != 0) + local
         return (_unit(vectors) @ _unit(items.astype(np.float64)).T).astype(np.float32)
 
 
 def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows divided by their length; a zero row stays zero."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length != 0)
 
 
 @functools.lru_cache(maxsize=16)

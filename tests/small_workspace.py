@@ -1,0 +1,114 @@
+"""A workspace with prepare's tables from a handful of pairs, made by plain Python: no Spark, no code under test."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from m3rec_spark.data.arrays import MarketArrays, build_arrays, save_arrays
+from m3rec_spark.tables import Workspace, arrow_schema
+
+Pair = tuple[str, str, str]  # market id, user id, item id
+KEY = "test"
+
+
+def publish(workspace: Workspace, name: str, rows: Iterable[Sequence[Any]]) -> None:
+    schema = arrow_schema(name)
+    columns = list(zip(*rows, strict=True)) or [[] for _ in schema]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    workspace.write_arrow(pa.table(arrays, schema=schema), name, KEY)
+
+
+def publish_shop(root: Path, train: Iterable[Pair], held: Iterable[tuple[str, str, str, str]] = ()) -> Workspace:
+    """markets, users, items, market_items, interactions, arrays. held: market id, user id, item id, half."""
+    workspace = Workspace(root)
+    train, held = list(train), list(held)
+    known = {*train, *(row[:3] for row in held)}
+    markets = sorted({m for m, _, _ in known})
+    items = sorted({i for _, _, i in known})
+    users = {m: sorted({u for n, u, _ in known if n == m}) for m in markets}
+    own = {m: sorted({i for n, _, i in known if n == m}) for m in markets}
+    sold = Counter((m, i) for m, _, i in train)
+    in_markets = Counter(i for _, i in sold)
+
+    def indices(m: str, u: str, i: str) -> tuple[int, int, int]:
+        return markets.index(m), users[m].index(u), items.index(i)
+
+    publish(workspace, "items", [(k, i, in_markets[i]) for k, i in enumerate(items)])
+    publish(workspace, "users", [(k, j, u) for k, m in enumerate(markets) for j, u in enumerate(users[m])])
+    publish(
+        workspace,
+        "market_items",
+        [
+            (k, items.index(i), local, sold[m, i], in_markets[i])
+            for k, m in enumerate(markets)
+            for local, i in enumerate(own[m])
+        ],
+    )
+    rows = [(*indices(*pair), None, "train") for pair in train]
+    rows += [(*indices(m, u, i), None, half) for m, u, i, half in held]
+    publish(workspace, "interactions", rows)
+    halves = Counter((row[0], row[4]) for row in rows)
+    publish(
+        workspace,
+        "markets",
+        [
+            (
+                k,
+                m,
+                len(users[m]),
+                len(own[m]),
+                halves[k, "train"],
+                *(halves[k, s] for s in ("train", "valid", "test")),
+                0,
+            )
+            for k, m in enumerate(markets)
+        ],
+    )
+    with workspace.publishing("arrays", KEY) as folder:
+        save_arrays(build_arrays(workspace), folder)
+    return workspace
+
+
+def publish_random_shop(root: Path, seed: int = 0) -> Workspace:
+    """Markets b (40 users), a (13) and ü (2) over 30 items; the last of a user's items is held out."""
+    rng = np.random.default_rng(seed)
+    train: list[Pair] = []
+    held: list[tuple[str, str, str, str]] = []
+    for market, n_users, first, last in (("b", 40, 0, 25), ("a", 13, 15, 30), ("ü", 2, 20, 30)):
+        for user in range(n_users):
+            *bought, kept = (f"i {i}" for i in first + rng.permutation(last - first)[: rng.integers(2, 8)])
+            train += [(market, f"u{user}", item) for item in bought]
+            held.append((market, f"u{user}", kept, "valid" if rng.random() < 0.5 else "test"))
+    return publish_shop(root, train, held)
+
+
+def publish_ease(workspace: Workspace, weights: np.ndarray) -> str:
+    """Returns the folder."""
+    with workspace.publishing("ease", KEY) as folder:
+        np.save(folder / "weights.npy", weights.astype(np.float32))
+        (folder / "ease.json").write_text(json.dumps({"lambda_f": 1.0, "n_items": len(weights), "certificate": 0.0}))
+    return str(workspace.folder("ease"))
+
+
+def publish_model(workspace: Workspace, arrays: MarketArrays, dimension: int = 5, seed: int = 0) -> str:
+    """Random vectors; a third of the items has no history vector. Returns the folder."""
+    rng = np.random.default_rng(seed)
+    slots = len(arrays.slot_items)
+    weights = (rng.random(slots) < 0.67).astype(np.float32)
+    files = {
+        "item_vectors": rng.normal(size=(slots, dimension)),
+        "history_vectors": rng.normal(size=(slots, dimension)) * weights[:, None],
+        "history_weights": weights,
+        "user_vectors": 0.1 * rng.normal(size=(arrays.n_rows, dimension)),
+    }
+    with workspace.publishing("model", KEY) as folder:
+        for name, array in files.items():
+            np.save(folder / f"{name}.npy", array.astype(np.float32))
+    return str(workspace.folder("model"))
