@@ -117,7 +117,7 @@ def _block(arrays: MarketArrays, sample: pa.Table, market: int, rows: NDArray[np
 def _hash(market: NDArray[np.int32], user: NDArray[np.int32], seed: int) -> NDArray[np.uint64]:
     """SplitMix64 of (market, user, seed): distinct for distinct users."""
     mixed = (market.astype(np.uint64) << np.uint64(32)) + user.astype(np.uint64)
-    mixed += np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+    mixed += np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return mixed ^ (mixed >> np.uint64(31))

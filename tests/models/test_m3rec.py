@@ -118,7 +118,7 @@ def test_shapes_are_checked(blocks: sp.csr_matrix) -> None:
 
 @pytest.fixture
 def axes() -> M3Rec:
-    """d = 2, unit item vectors: slots 0 and 3 at 0 degrees, 1 and 4 at 60, 2 and 5 at 180; a user is his history's mean."""
+    """d = 2, unit item vectors: slots 0 and 3 at 0 degrees, 1 and 4 at 60, 2 and 5 at 180; users: means."""
     angles = np.deg2rad([0, 60, 180, 0, 60, 180])
     return M3Rec(4, 6, 2, None, np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
 
