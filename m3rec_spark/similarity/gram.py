@@ -41,6 +41,15 @@ def upper_gram(users: NDArray[np.int32], items: NDArray[np.int32]) -> Cells:
     return item_ids[cells.row], item_ids[cells.col], cells.data.astype(np.int32)
 
 
+def pack_users(pairs: DataFrame, pairs_per_task: int) -> DataFrame:
+    """Adds `chunk` to (market, user, item): all of a user in one, of about pairs_per_task squared history lengths."""
+    lengths = pairs.groupBy("market", "user").agg(F.count("*").alias("length"))
+    chunks = lengths.groupBy("market").agg(F.ceil(F.sum(F.col("length") ** 2) / pairs_per_task).alias("chunks"))
+    return pairs.join(F.broadcast(chunks), "market").select(
+        *pairs.columns, F.pmod(F.xxhash64("user"), F.col("chunks")).alias("chunk")
+    )
+
+
 def gram_by_market(interactions: DataFrame, tile: int, pairs_per_task: int) -> DataFrame:
     """(market, user, item) of distinct train pairs -> GRAM, sorted within tiles.
 
@@ -49,11 +58,7 @@ def gram_by_market(interactions: DataFrame, tile: int, pairs_per_task: int) -> D
         tile: items on the side of a tile.
         pairs_per_task: the sum of squared history lengths that one task is given, about.
     """
-    pairs = interactions.select("market", "user", "item")
-    lengths = pairs.groupBy("market", "user").agg(F.count("*").alias("length"))
-    tasks = lengths.groupBy("market").agg(F.ceil(F.sum(F.col("length") ** 2) / pairs_per_task).alias("tasks"))
-    chunk = F.pmod(F.xxhash64("user"), F.col("tasks")).alias("chunk")
-    chunks = pairs.join(F.broadcast(tasks), "market").select("market", chunk, "user", "item")
+    chunks = pack_users(interactions.select("market", "user", "item"), pairs_per_task)
 
     def count(group: pa.Table) -> pa.Table:
         item_a, item_b, counts = upper_gram(group["user"].to_numpy(), group["item"].to_numpy())

@@ -141,7 +141,9 @@ def _pick(uniform: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.
     return (uniform * count).astype(np.int64)
 
 
-def sample_walks(spark: SparkSession, folder: Path, per_item: int, length: int, seed: int) -> DataFrame:
+def sample_walks(
+    spark: SparkSession, folder: Path, per_item: int, length: int, seed: int, partitions: int | None = None
+) -> DataFrame:
     """WALKS: `per_item` walks of `length` items from every item that has a neighbour.
 
     Walk w starts at item w // per_item and is its number w % per_item; the ids of items without neighbours are absent.
@@ -152,6 +154,7 @@ def sample_walks(spark: SparkSession, folder: Path, per_item: int, length: int, 
         per_item: walks from each item.
         length: items of a walk, the start included.
         seed: 64 bit.
+        partitions: tasks; None: Spark's choice. The walks are the same on any number.
     """
     n_items = open_graph(folder).n_items
     place = str(folder)
@@ -167,7 +170,7 @@ def sample_walks(spark: SparkSession, folder: Path, per_item: int, length: int, 
             columns = [pa.array(ids), pa.ListArray.from_arrays(pa.array(offsets), pa.array(walks.ravel()))]
             yield pa.RecordBatch.from_arrays(columns, schema=to_arrow_schema(WALKS))
 
-    return spark.range(n_items * per_item).mapInArrow(sample, WALKS)
+    return spark.range(0, n_items * per_item, numPartitions=partitions).mapInArrow(sample, WALKS)
 
 
 def walk_matrix(table: pa.Table) -> NDArray[np.int32]:
