@@ -77,7 +77,7 @@ def publish_shop(root: Path, train: Iterable[Pair], held: Iterable[tuple[str, st
 
 
 def publish_random_shop(root: Path, seed: int = 0) -> Workspace:
-    """Markets b (40 users), a (13) and ü (2) over 30 items; the last of a user's items is held out."""
+    """Markets b (40 users), a (13) and ü (2) over 30 items; one of a user's items is held out; one is cold."""
     rng = np.random.default_rng(seed)
     train: list[Pair] = []
     held: list[tuple[str, str, str, str]] = []
@@ -86,6 +86,7 @@ def publish_random_shop(root: Path, seed: int = 0) -> Workspace:
             *bought, kept = (f"i {i}" for i in first + rng.permutation(last - first)[: rng.integers(2, 8)])
             train += [(market, f"u{user}", item) for item in bought]
             held.append((market, f"u{user}", kept, "valid" if rng.random() < 0.5 else "test"))
+    held[0] = (*held[0][:2], "never sold", held[0][3])
     return publish_shop(root, train, held)
 
 

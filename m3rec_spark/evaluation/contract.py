@@ -70,14 +70,12 @@ def require_same_contract(one: Mapping[str, Any], other: Mapping[str, Any]) -> N
 def table_digest(rows: DataFrame) -> str:
     """SHA-256 (hex) of the multiset of rows, columns in the order given."""
     hashed = rows.select(F.sha2(F.to_json(F.struct(*rows.columns)), 256).alias("row"))
-    buckets = (
-        hashed.groupBy(F.substring("row", 1, _BUCKET_DIGITS).alias("bucket"))
-        .agg(F.sha2(F.array_join(F.sort_array(F.collect_list("row")), ""), 256).alias("digest"))
-        .orderBy("bucket")
+    buckets = hashed.groupBy(F.substring("row", 1, _BUCKET_DIGITS).alias("bucket")).agg(
+        F.sha2(F.array_join(F.sort_array(F.collect_list("row")), ""), 256).alias("digest")
     )
     total = hashlib.sha256()
-    for bucket in buckets.collect():
-        total.update(bucket["digest"].encode())
+    for _, digest in sorted(map(tuple, buckets.collect())):
+        total.update(digest.encode())
     return total.hexdigest()
 
 

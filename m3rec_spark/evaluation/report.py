@@ -68,7 +68,8 @@ def bars(rows: Sequence[Row], metric: str = "ndcg_10", split: str = "test") -> F
     axes.set_xticks(range(len(markets)), [market.replace("$", r"\$") for market in markets])  # $ starts a formula
     axes.set_ylabel(TITLES.get(metric, metric))
     axes.set_title(f"{TITLES.get(metric, metric)} by market ({split})")
-    axes.legend()
+    if models:
+        axes.legend()
     return figure
 
 
