@@ -120,7 +120,7 @@ def shared_negative_loss(
 ) -> Tensor:
     """Sum over pairs of -log s(-v_i'c_k) over the K `drawn` items, each weighing negatives / K."""
     per_token = weights.sum(1).expand_as(walks).reshape(-1)
-    per_item = torch.zeros(len(target), device=target.device).index_add_(0, walks.reshape(-1), per_token)
+    per_item = per_token.new_zeros(len(target)).index_add_(0, walks.reshape(-1), per_token)
     items = per_item.nonzero()[:, 0]  # (U,)
     scores = F.embedding(items, target) @ F.embedding(drawn, context).T  # (U, K)
     return (F.softplus(scores).sum(1) @ per_item[items]) * (negatives / len(drawn))

@@ -52,7 +52,9 @@ def run(context: Context) -> None:
 
 
 def _plan(context: Context, arrays: MarketArrays, report: Report) -> None:
-    """Refuses what does not fit before the first job starts."""
+    """Refuses what cannot be done, or does not fit, before the first job starts."""
+    if np.diff(arrays.indptr).max(initial=0) < 2:
+        raise DataError("no user has two items in the train split: no item is like another; prepare other data")
     n, settings, steps = arrays.n_items, context.config.skipgram, context.config.walks
     report["bytes"] = needed = {
         "ease": ease.plan(n, context.config.ease.memory_gb),
@@ -105,8 +107,6 @@ def _publish_walks(context: Context, arrays: MarketArrays, report: Report) -> ND
     graph = walks.build_graph(arrays.indptr, arrays.items, arrays.n_items, settings.self_loops)
     degrees = graph.degrees()
     isolated = int((degrees == 0).sum())
-    if isolated == arrays.n_items:
-        raise DataError("no user has two items in the train split: there is nothing to walk on; prepare other data")
     with workspace.scratch("walks") as folder:
         walks.save_graph(graph, folder)
         frame = walks.sample_walks(context.spark(), folder, settings.per_item, settings.length, settings.seed)
