@@ -150,17 +150,19 @@ class Train(Section):
     temperature: PositiveFloat = 0.1
     gamma: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.2
     """Margin of eq. 12."""
-    negatives: PositiveInt = 1024
-    """Shared negatives of a market in a batch (loss softmax); per pair (loss margin)."""
+    negatives: PositiveInt = 10
+    """Negatives per pair, |N| of eq. 12 (loss margin)."""
+    shared_negatives: PositiveInt = 1024
+    """Negatives of a market that its pairs in a batch share (loss softmax); all items where it has fewer."""
     lambda_loca: Annotated[float, Field(ge=0.0)] = 1e-7
     """Weight of the penalty on V-Loca, eq. 13."""
     intra: bool = True
     """Use B-Glob (Table 3: without intra-market similarity)."""
     inter: bool = True
     """Use V-Glob (Table 3: without inter-market similarity)."""
-    exclude_target: bool = True
-    """Leave the pair to be predicted out of its own history, as at prediction time."""
-    dropout: Fraction = 0.3
+    exclude_target: bool = False
+    """Leave the pair to be predicted out of its own history. Off: B was fitted on that pair too (docs/decisions)."""
+    dropout: Fraction = 0.0
     """Share of a user's history left out at random in a training step."""
     epochs: PositiveInt = 30
     patience: PositiveInt = 4

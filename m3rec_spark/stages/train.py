@@ -118,10 +118,11 @@ def _validator(context: Context, arrays: MarketArrays) -> Validator:
 
 
 def _batches(settings: Train, folder: Path, arrays: MarketArrays, epoch: int, device: torch.device) -> Iterator[Pairs]:
+    shared = settings.loss == "softmax"
     sampler = PairSampler(
         arrays,
-        settings.negatives,
-        shared=settings.loss == "softmax",
+        settings.shared_negatives if shared else settings.negatives,
+        shared=shared,
         exclude_target=settings.exclude_target,
         dropout=settings.dropout,
         seed=settings.seed,

@@ -26,7 +26,7 @@ ITEMS = GROUPS * SIZE  # item i belongs to group i % GROUPS
 KEY = "f" * 64
 SETTINGS = [
     "train.epochs=3", "train.batch_size=64", "train.learning_rate=0.02", "train.device=cpu",
-    "train.negatives=16", f"skipgram.dimension={D}",
+    "train.shared_negatives=16", f"skipgram.dimension={D}",
 ]  # fmt: skip
 
 
