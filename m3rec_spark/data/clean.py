@@ -71,6 +71,11 @@ def clean(
     if max(min_user_items, min_item_users) > 1:
         core = k_core(pairs, min_user_items, min_item_users)
         tally.unpersist()
+        if not core.report:
+            raise DataError(
+                f"the k-core of {what} is empty: lower clean.min_user_items ({min_user_items}) "
+                f"or clean.min_item_users ({min_item_users})"
+            )
         return Cleaned(core.pairs, _with_core(report, core.report), core.cached)
     return Cleaned(pairs, report, tally)
 
@@ -92,7 +97,8 @@ def k_core(pairs: DataFrame, min_user_items: int, min_item_users: int) -> Cleane
         if rare.num_rows == 0:
             kept = counts.group_by("market_id").aggregate([("pairs", "sum")]).to_pylist()
             return Cleaned(enough, {row["market_id"]: {"pairs_out": row["pairs_sum"]} for row in kept}, enough)
-        pairs = enough.join(F.broadcast(from_arrow(pairs.sparkSession, rare)), "item_id", "left_anti")
+        rare_frame = F.broadcast(from_arrow(pairs.sparkSession, rare))
+        pairs = enough.join(rare_frame, "item_id", "left_anti").select(*enough.columns)
         previous = enough
 
 
@@ -187,5 +193,5 @@ def _refuse(report: Counts, what: str, bad_rows: str) -> None:
     if bad and bad_rows == "error":
         found = f"{sum(bad.values())} bad rows of {counts['rows_in']} ({listed})"
         raise DataError(f"{what} has {found}; clean.bad_rows=drop leaves them out")
-    if counts["pairs_out"] == 0 and counts["k_core"] == 0:
+    if counts["pairs_out"] == 0:
         raise DataError(f"{what} has no usable row among {counts['rows_in']} ({listed or 'clean.min_rating took all'})")

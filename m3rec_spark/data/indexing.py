@@ -137,14 +137,20 @@ def feed_layout(interactions: DataFrame, rows: int, seed: int) -> DataFrame:
         rows: its train pairs.
         seed: of the order.
     """
-    least, most = _FEED_ROWS
-    files = max(1, min(rows // least, max(_FEED_FILES, -(-rows // most))))
     train = interactions.filter(F.col("split") == "train").select("market", "user", "item")
     key = F.xxhash64(F.lit(seed), "market", "user", "item")
-    ordered = (
-        train.withColumn("key", key).repartition(files, "key").sortWithinPartitions("key", "market", "user", "item")
-    )
-    return ordered.drop("key")
+    files = train.withColumn("key", key).repartition(feed_files(rows), "key")
+    return files.sortWithinPartitions("key", "market", "user", "item").drop("key")
+
+
+def feed_files(rows: int) -> int:
+    """Files of a feed of so many rows: 20 or more, but none of under 4,096 rows or over a million on average.
+
+    >>> [feed_files(rows) for rows in (0, 4_095, 40_960, 208_910, 10**7, 10**9)]
+    [1, 1, 10, 20, 20, 1000]
+    """
+    least, most = _FEED_ROWS
+    return max(1, min(rows // least, max(_FEED_FILES, -(-rows // most))))
 
 
 def _number(ids: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:

@@ -153,13 +153,16 @@ def readable(what: str) -> Iterator[None]:
 
 def read_part(spark: SparkSession, source: Origin, part: Part) -> DataFrame:
     """One file, folder or table in the common form."""
-    frame = _load(spark, source.format, part.path)
+    with readable(part.path):
+        return _common_form(_load(spark, source.format, part.path), source.columns, part)
+
+
+def _common_form(frame: DataFrame, columns: Columns, part: Part) -> DataFrame:
     if not [name for name in frame.columns if name != _MALFORMED]:
         raise DataError(f"{part.path} is empty: not even a header line with column names")
-    columns = source.columns
     market = F.lit(part.market) if part.market is not None else _id(frame, columns.market or "", part.path)
-    selected = {"market_id": market}
-    selected |= {
+    selected = {
+        "market_id": market,
         "user_id": _id(frame, columns.user, part.path),
         "item_id": _id(frame, columns.item, part.path),
     }
@@ -189,17 +192,16 @@ def _union(spark: SparkSession, source: Origin, parts: tuple[Part, ...]) -> Data
 
 
 def _load(spark: SparkSession, format: str, path: str) -> DataFrame:
-    with readable(path):
-        if format == "table":
-            return spark.table(path)
-        if format == "parquet":
-            return spark.read.parquet(spark_path(path))
-        reader = spark.read.options(header=True, sep=_SEPARATORS[format], escape='"', encoding="UTF-8")
-        header = reader.csv(spark_path(path)).schema  # no inference: every column is a string, so 007 stays 007
-        fields = [*header.fields, T.StructField(_MALFORMED, T.StringType())]
-        # a pruned line is not split to its end, and then nobody sees that it has a field too many
-        reader = reader.options(columnNameOfCorruptRecord=_MALFORMED, columnPruning=False)
-        return reader.schema(T.StructType(fields)).csv(spark_path(path))
+    if format == "table":
+        return spark.table(path)
+    if format == "parquet":
+        return spark.read.parquet(spark_path(path))
+    reader = spark.read.options(header=True, sep=_SEPARATORS[format], escape='"', encoding="UTF-8")
+    header = reader.csv(spark_path(path)).schema  # no inference: every column is a string, so 007 stays 007
+    fields = [*header.fields, T.StructField(_MALFORMED, T.StringType())]
+    # a pruned line is not split to its end, and then nobody sees that it has a field too many
+    reader = reader.options(columnNameOfCorruptRecord=_MALFORMED, columnPruning=False)
+    return reader.schema(T.StructType(fields)).csv(spark_path(path))
 
 
 def spark_path(path: str) -> str:

@@ -50,8 +50,10 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} has one item only: there is nothing to rank it against"
         if row["valid"] + row["test"] == 0:
             yield f"{name} has no held-out pair: it is trained on, but not evaluated"
-    for market_id in {*report["cleaning"], *report["splits"]} - {row["market_id"] for row in report["table_1"]}:
-        yield f"market {market_id} is left out: it has no train pair"
+    kept = {row["market_id"] for row in report["table_1"]}
+    for market_id in dict.fromkeys((*report["cleaning"], *report["splits"])):
+        if market_id not in kept:
+            yield f"market {market_id} is left out: it has no train pair"
     for half in ("valid", "test"):
         if not total(report["splits"])[half]:
             yield f"no user falls into the {half} half: use more users, or another split.seed"
