@@ -27,6 +27,9 @@ _EXAMPLES = """examples:
   m3rec train --config conf/xmarket.yaml --workspace build/xmarket train.loss=margin --resume
   spark-submit jobs/pretrain.py --config conf/xmarket.yaml --workspace build/xmarket
 """
+_NEXT = """next:    m3rec data xmarket --to data/xmarket    (the five real markets of the paper)
+         m3rec run --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket
+         m3rec demo train.loss=margin             (the paper's own loss: only train and evaluate run again)"""
 
 
 def entry() -> None:
@@ -69,41 +72,31 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         download_xmarket(Path(arguments.to))
         return 0
-    if arguments.command == "demo":
-        return _demo(arguments, overrides)
     config = load(arguments.config, overrides)
     if arguments.print_config:
         print(to_yaml(config), end="")
         return 0
     _stages(arguments, config, Workspace(_workspace(arguments)))
+    if arguments.command == "demo":
+        print(_NEXT)
     return 0
 
 
 def _stages(arguments: argparse.Namespace, config: Config, workspace: Workspace) -> None:
+    """Runs the command's stages; prints the table and the paths where they end with an evaluation."""
+    from m3rec_spark.stages import evaluate
     from m3rec_spark.stages.pipeline import run_stages
+    from m3rec_spark.tracking.runs import tracking_uri
 
     stages = STAGES if arguments.command in ("run", "demo") else (arguments.command,)
     run_stages(stages, config, workspace, force=arguments.force, resume=arguments.resume)
-
-
-def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from m3rec_spark.tracking.runs import tracking_uri
-
-    config = load(arguments.config or Path(__file__).parent / "demo.yaml", overrides)
-    workspace = Workspace(arguments.workspace or "build/demo")
-    _stages(arguments, config, workspace)
-    reports = workspace.root / "reports"
-    print((reports / "evaluate.txt").read_text(encoding="utf-8"))
-    print(f"report:  {reports / 'evaluate.json'}")
+    if stages[-1] != "evaluate":
+        return
+    print((workspace.root / evaluate.TABLE).read_text(encoding="utf-8"))
+    print(f"report:  {workspace.root / evaluate.REPORT}")
     if config.tracking.enabled:
         uri = tracking_uri(config.tracking.uri, workspace.root)
         print(f"MLflow:  {uri}    (look: mlflow ui --backend-store-uri {uri})")
-    print(
-        "next:    m3rec data xmarket --to data/xmarket    (the five real markets of the paper)\n"
-        "         m3rec run --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket\n"
-        "         m3rec demo train.loss=margin             (the paper's own loss; only train and evaluate run again)"
-    )
-    return 0
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -137,6 +130,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     data.add_argument("name", choices=["xmarket"])
     data.add_argument("--to", required=True, help="folder to fill")
     arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "demo" and arguments.config is None:
+        arguments.config = str(Path(__file__).parent / "demo.yaml")
     for extra in rest:
         if extra.startswith("-") or "=" not in extra:
             known = [option for action in common._actions + running._actions for option in action.option_strings]

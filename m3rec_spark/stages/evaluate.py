@@ -1,4 +1,4 @@
-"""evaluate: ranks every held-out item under the frozen contract; publishes ranks, metrics and reports/evaluate.json."""
+"""Stage 4: candidates, models -> ranks, metrics; reports/evaluate.json and, for the terminal, evaluate.txt."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from m3rec_spark.tables import Workspace, arrow_schema, write_atomically
 log = logging.getLogger(__name__)
 
 REPORT = "reports/evaluate.json"
+TABLE = "reports/evaluate.txt"
 
 
 def run(context: Context) -> None:
@@ -39,13 +40,12 @@ def run(context: Context) -> None:
     cold = metrics_by_market(ranks.filter("cold"), market_ids)
 
     write_atomically(workspace.root / REPORT, report_json(contract, rows, cold))
+    write_atomically(workspace.root / TABLE, format_report(contract, rows, cold).encode())
     table = pa.Table.from_pylist(rows, schema=arrow_schema("metrics"))
     workspace.write_arrow(table, "metrics", context.key, extra={"contract": contract})
     context.tracker.metrics(tracked_metrics(rows))
     context.tracker.json(contract, "contract.json")
     context.tracker.figure(bars(rows), "ndcg_10_by_market.png")
-    print(format_report(contract, rows, cold))
-    print(f"Report: {workspace.root / REPORT}")
 
 
 def _scorer(name: str, workspace: Workspace) -> Scorer:

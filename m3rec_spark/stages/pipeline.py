@@ -46,7 +46,7 @@ def run_stages(
         MissingTableError: a table of an earlier stage is missing or stale; names the stage to run.
     """
     keys = stage_keys(config, _source_digest(config, workspace, reads_source="prepare" in stages))
-    todo = []
+    todo: list[str] = []
     for stage in stages:
         if not force and not todo and _is_fresh(stage, workspace, keys):
             log.info("%s: fresh, skipped (--force runs it)", stage)

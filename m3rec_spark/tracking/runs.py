@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from m3rec_spark import __version__
 log = logging.getLogger(__name__)
 
 _PARAMETER_LENGTH = 6000  # MLflow cuts longer values
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_\-. /]")
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -50,13 +52,16 @@ class Tracker:
             self._do("log_batch", params=entries[start : start + 100])
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Metrics at a step. Names like `M1/ndcg_10`; a value that is not finite is left out with a warning."""
+        """Metrics at a step; a value that is not finite is left out with a warning.
+
+        Names like `M1/ndcg_10`; what MLflow does not take in a name becomes `_`.
+        """
         from mlflow.entities import Metric
 
         now, entries = int(time.time() * 1000), []
         for key, value in values.items():
             if math.isfinite(value):
-                entries.append(Metric(key, float(value), now, step or 0))
+                entries.append(Metric(_NOT_IN_NAMES.sub("_", key), float(value), now, step or 0))
             else:
                 log.warning("metric %s is %s: not logged", key, value)
         for start in range(0, len(entries), 1000):

@@ -111,9 +111,9 @@ def test_a_server_that_dies_half_way_costs_one_warning(caplog: pytest.LogCapture
 
 def test_a_metric_that_is_no_number_is_left_out_and_said(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), pipeline_run(None, "shop", "m3rec run", store) as tracker:
-        tracker.metrics({"good": 1.0, "bad": float("nan"), "worse": float("inf")})
+        tracker.metrics({"gut@Köln/x": 1.0, "bad": float("nan"), "worse": float("inf")})
     logged = MlflowClient(tracking_uri(None, store)).get_run(tracker.run_id).data.metrics
-    assert logged == {"good": 1.0}
+    assert logged == {"gut_K_ln/x": 1.0}
     assert "metric bad is nan: not logged" in caplog.text
 
 
