@@ -201,6 +201,8 @@ class Spark(Section):
     master: str = "local[*]"
     driver_memory: str = "2g"
     shuffle_partitions: PositiveInt = 8
+    options: dict[str, str] = {}
+    """Further Spark options by their full names."""
 
 
 class Config(Section):

@@ -62,6 +62,7 @@ def spark_session(settings: Spark) -> SparkSession:
         "spark.log.level": "ERROR",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.host": "127.0.0.1",
+        **settings.options,
     }
     return builder.master(settings.master).config(map=options).getOrCreate()
 
