@@ -130,15 +130,15 @@ class SkipGram(Section):
     window: PositiveInt = 10
     negatives: PositiveInt = 10
     """Negatives per pair, |N|."""
-    shared: PositiveInt = 256
+    shared: PositiveInt = 512
     """Negatives drawn once for a batch and shared by it; the expected gradient is that of `negatives` per pair."""
     exact: bool = False
     """Draw `negatives` for each pair instead: the slow reference."""
     smooth: bool = True
     """V = B V0 + V0 (eq. 8); false: V = V0."""
     epochs: PositiveInt = 4
-    batch_walks: PositiveInt = 256
-    learning_rate: PositiveFloat = 0.01
+    batch_walks: PositiveInt = 1024
+    learning_rate: PositiveFloat = 0.05
     seed: NonNegativeInt = 42
 
 

@@ -49,7 +49,7 @@ class WalkGraph:
 
     @property
     def n_items(self) -> int:
-        """N, the items with and without neighbours."""
+        """Items with and without neighbours: n."""
         return len(self.item_indptr) - 1
 
     def degrees(self) -> NDArray[np.int64]:
