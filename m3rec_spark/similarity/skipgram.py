@@ -32,6 +32,7 @@ from m3rec_spark.similarity.capacity import require
 
 log = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 POWER = 0.75  # negatives come with probability degree^0.75 (Mikolov et al. 2013)
 
 
@@ -155,7 +156,7 @@ def fit_item_vectors(
     learning_rate: float,
     seed: int,
     exact: bool = False,
-    device: str = "cpu",
+    device: torch.device = CPU,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> NDArray[np.float32]:
     """V-Glob: (n, d) item vectors. The same seed and number of threads give the same bits on a CPU.
@@ -177,7 +178,7 @@ def fit_item_vectors(
         on_epoch: is given the epoch's number (0 up) and its mean loss of a pair.
     """
     generator = torch.Generator().manual_seed(seed)
-    smooth, noise = Smoothing(similarity, torch.device(device)), Noise(degrees, generator)
+    smooth, noise = Smoothing(similarity, device), Noise(degrees, generator)
     weights = pair_weights(walks.shape[1], window).to(device)
     start = torch.randn(len(degrees), 2 * dimension, generator=generator) * dimension**-0.5
     initial = start.to(device).requires_grad_()  # target and context side by side: one sparse product for both

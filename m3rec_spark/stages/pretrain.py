@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -20,6 +19,7 @@ from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.schema import DataError
 from m3rec_spark.similarity import ease, gram, skipgram, walks
 from m3rec_spark.stages.context import Context
+from m3rec_spark.stages.train import choose_device
 from m3rec_spark.tables import arrow_schema, write_atomically
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def _publish_item_vectors(
         walks.walk_matrix(workspace.read_arrow("walks")),
         similarity if settings.smooth else None,
         degrees,
-        device=_device(context.config.train.device),
+        device=choose_device(context.config.train.device),
         on_epoch=on_epoch,
         **settings.model_dump(exclude={"smooth"}),
     )
@@ -141,13 +141,6 @@ def _publish_item_vectors(
     table = pa.table({"item": walked, "vector": values.cast(schema.field("vector").type)}, schema=schema)
     workspace.write_arrow(table, "item_vectors", context.key)
     report |= {"skipgram_losses": losses, "item_vectors": len(walked)}
-
-
-def _device(wish: str) -> str:
-    """`auto`: the GPU if there is one."""
-    if wish == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wish
 
 
 @contextlib.contextmanager
