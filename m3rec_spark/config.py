@@ -160,6 +160,8 @@ class Train(Section):
     """Use B-Glob (Table 3: without intra-market similarity)."""
     inter: bool = True
     """Use V-Glob (Table 3: without inter-market similarity)."""
+    ease_weights: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+    """Shares of the EASE score tried on top of the cosine, per market, on the validation half; []: the cosine alone."""
     exclude_target: bool = False
     """Leave the pair to be predicted out of its own history. Off: B was fitted on that pair too (docs/decisions)."""
     dropout: Fraction = 0.0
@@ -181,7 +183,10 @@ class Train(Section):
 class Evaluate(Section):
     """Which models are ranked."""
 
-    models: tuple[Literal["m3rec", "ease", "popularity"], ...] = ("m3rec", "ease", "popularity")
+    models: tuple[Literal["m3rec", "m3rec_cosine", "ease", "popularity"], ...] = (
+        "m3rec", "m3rec_cosine", "ease", "popularity",
+    )  # fmt: skip
+    """m3rec_cosine: without the share of EASE that train.ease_weights adds."""
     block: PositiveInt = 256
     """Users scored at once against all items of their market."""
 

@@ -67,15 +67,15 @@ class EaseScorer:
 
 
 @dataclass(frozen=True)
-class M3RecScorer:
-    """cos(u, v), eq. 10-11: u the mean of (B V)_i over the history, plus U-Loca.
+class CosineScorer:
+    """cos(u, v), eq. 10-12: u the mean of (B V)_i over the history, plus U-Loca.
 
     Time B I d. Computed in float64 and rounded: BLAS sums in another order for another B, and the rounding hides that.
     """
 
     folder: str
     """The table `model`: item_vectors, history_vectors, history_weights by slot, user_vectors by row."""
-    name: str = "m3rec"
+    name: str = "m3rec_cosine"
 
     def score(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> Scores:
         """See Scorer."""
@@ -89,6 +89,24 @@ class M3RecScorer:
         total = (history @ weights)[:, None]  # history items whose row of B_m is not empty
         vectors = np.divide(history @ smoothed, total, out=np.zeros(local.shape), where=total != 0) + local
         return (_unit(vectors) @ _unit(items.astype(np.float64)).T).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class M3RecScorer:
+    """cos(u, v) + w_m (x B)_item: the market model with the market's share of EASE, as `evaluation.blend` chose it."""
+
+    cosine: CosineScorer
+    ease: EaseScorer | None
+    """None for a model that was trained without EASE's share: w_m = 0 everywhere."""
+    name: str = "m3rec"
+
+    def score(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> Scores:
+        """See Scorer."""
+        scores = self.cosine.score(arrays, market, users)
+        weight = _mapped(self.cosine.folder, "ease_weights", (arrays.n_markets,))[market] if self.ease else 0
+        if not weight or self.ease is None:
+            return scores
+        return np.asarray(scores + np.float32(weight) * self.ease.score(arrays, market, users))
 
 
 def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

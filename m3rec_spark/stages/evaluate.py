@@ -9,7 +9,7 @@ import pyarrow as pa
 from m3rec_spark.evaluation.metrics import metrics_by_market
 from m3rec_spark.evaluation.ranks import rank_users
 from m3rec_spark.evaluation.report import bars, format_report, report_json, tracked_metrics
-from m3rec_spark.ranking.scorers import EaseScorer, M3RecScorer, PopularityScorer, Scorer
+from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, M3RecScorer, PopularityScorer, Scorer
 from m3rec_spark.schema import CorruptTableError
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace, arrow_schema, write_atomically
@@ -53,4 +53,9 @@ def _scorer(name: str, workspace: Workspace) -> Scorer:
         return PopularityScorer()
     if name == "ease":
         return EaseScorer(str(workspace.folder("ease")))
-    return M3RecScorer(str(workspace.folder("model")))
+    folder = workspace.folder("model")
+    cosine = CosineScorer(str(folder))
+    if name == "m3rec_cosine":
+        return cosine
+    blended = (folder / "ease_weights.npy").is_file()
+    return M3RecScorer(cosine, EaseScorer(str(workspace.folder("ease"))) if blended else None)

@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from m3rec_spark.config import Train
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
+from m3rec_spark.evaluation.blend import choose_weights
 from m3rec_spark.evaluation.validation import MEAN, Validator, validation_sample
 from m3rec_spark.models.m3rec import M3Rec, Pairs, margin_loss, market_similarity, softmax_loss
+from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer
 from m3rec_spark.schema import CheckpointError, CorruptTableError, UsageError
 from m3rec_spark.similarity.ease import similarity_matrix, tailor
 from m3rec_spark.stages.context import Context
@@ -48,7 +51,8 @@ def run(context: Context) -> None:
     model = _model(context, arrays).to(device)
     steppers = optimizers(model, settings.learning_rate)
     folder = workspace.root / "checkpoints" / context.key[:12]
-    validator = _validator(context, arrays)
+    sample = validation_sample(workspace.folder("candidates"), settings.validation_users, settings.seed)
+    validator = _validator(workspace, arrays, sample)
     state = _start(context, folder, model, steppers)
     log.info(
         "training on %s: %d markets, %d users, %d items by market, %d pairs; checkpoints in %s",
@@ -71,7 +75,7 @@ def run(context: Context) -> None:
         patience=settings.patience,
         on_epoch_end=epoch_ends,
     )
-    _publish(context, model, state)
+    _publish(context, model, state, arrays, sample)
 
 
 def choose_device(wish: str) -> torch.device:
@@ -110,9 +114,7 @@ def item_vectors(workspace: Workspace, n_items: int) -> NDArray[np.float32]:
     return vectors
 
 
-def _validator(context: Context, arrays: MarketArrays) -> Validator:
-    settings, workspace = context.config.train, context.workspace
-    sample = validation_sample(workspace.folder("candidates"), settings.validation_users, settings.seed)
+def _validator(workspace: Workspace, arrays: MarketArrays, sample: pa.Table) -> Validator:
     markets = workspace.read_arrow("markets", ["market", "market_id"])
     return Validator(arrays, sample, dict(zip(*(column.to_pylist() for column in markets.columns), strict=True)))
 
@@ -170,19 +172,34 @@ def _tell_epoch(context: Context, state: TrainState) -> None:
     )  # fmt: skip
 
 
-def _publish(context: Context, model: M3Rec, state: TrainState) -> None:
+def _publish(context: Context, model: M3Rec, state: TrainState, arrays: MarketArrays, sample: pa.Table) -> None:
     settings = context.config.train
     log.info("best epoch: %d of %d, validation NDCG@10 %.4f", state.best_epoch, state.epoch, state.best_score)
     with context.workspace.publishing("model", context.key) as folder:
         export_model(model, folder, settings.model_dump(mode="json"), state.best_epoch)
+        shares = _ease_shares(context, folder, arrays, sample)
     report = {
         "key": context.key,
         "settings": settings.model_dump(mode="json"),
         "best_epoch": state.best_epoch,
         "best_score": state.best_score,
+        "ease_weights": shares,
         "epochs": state.history,
     }
     write_atomically(context.workspace.root / REPORT, json.dumps(report, indent=1).encode())
     context.tracker.json(report, "train.json")
     context.tracker.metrics({"best_epoch": state.best_epoch, f"best/{MEAN}": state.best_score})
     context.tracker.figure(loss_curve(state.history, MEAN, state.best_epoch), "loss.png")
+
+
+def _ease_shares(context: Context, folder: Path, arrays: MarketArrays, sample: pa.Table) -> list[float]:
+    """Chooses each market's share of EASE and lays it beside the exported model; [] for the cosine alone."""
+    settings, workspace = context.config.train, context.workspace
+    if not (settings.intra and settings.ease_weights):
+        return []
+    cosine, ease = CosineScorer(str(folder)), EaseScorer(str(workspace.folder("ease")))
+    weights = choose_weights(cosine, ease, arrays, sample, settings.ease_weights)
+    np.save(folder / "ease_weights.npy", weights)
+    shares = [round(float(weight), 6) for weight in weights]  # as they were typed, not as float32 has them
+    log.info("share of the EASE score by market: %s", shares)
+    return shares

@@ -14,7 +14,7 @@ from small_workspace import KEY, publish_ease, publish_model, publish_random_sho
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.evaluation.candidates import publish_candidates
 from m3rec_spark.evaluation.ranks import expected_ranks, rank_users
-from m3rec_spark.ranking.scorers import EaseScorer, M3RecScorer, PopularityScorer, Scorer
+from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, PopularityScorer, Scorer
 from m3rec_spark.tables import Workspace
 
 
@@ -54,7 +54,7 @@ def shop(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple
     arrays = open_arrays(workspace.folder("arrays"))
     weights = np.random.default_rng(5).integers(-2, 3, (arrays.n_items, arrays.n_items))  # small integers: many ties
     ease = EaseScorer(publish_ease(workspace, weights))
-    return workspace, arrays, [PopularityScorer(), ease, M3RecScorer(publish_model(workspace, arrays))]
+    return workspace, arrays, [PopularityScorer(), ease, CosineScorer(publish_model(workspace, arrays))]
 
 
 def plain_ranks(workspace: Workspace, arrays: MarketArrays, scorer: Scorer) -> list[tuple]:

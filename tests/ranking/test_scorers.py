@@ -8,7 +8,7 @@ import pytest
 from small_workspace import publish_ease, publish_model, publish_random_shop, publish_shop
 
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
-from m3rec_spark.ranking.scorers import EaseScorer, M3RecScorer, PopularityScorer, Scorer
+from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, M3RecScorer, PopularityScorer, Scorer
 from m3rec_spark.schema import CorruptTableError
 from m3rec_spark.tables import Workspace
 
@@ -54,7 +54,7 @@ def test_popularity_counts_train_pairs(tmp_path: Path) -> None:
 
 def test_m3rec_is_the_cosine_user_by_user(shop: tuple[Workspace, MarketArrays]) -> None:
     workspace, arrays = shop
-    scorer = M3RecScorer(publish_model(workspace, arrays))
+    scorer = CosineScorer(publish_model(workspace, arrays))
     item_vectors, history_vectors, weights, user_vectors = (
         np.load(Path(scorer.folder) / f"{name}.npy").astype(np.float64)
         for name in ("item_vectors", "history_vectors", "history_weights", "user_vectors")
@@ -80,18 +80,18 @@ def test_m3rec_zero_vectors_score_zero_and_nan_shows(shop: tuple[Workspace, Mark
     vectors = np.load(folder / "item_vectors.npy")
     vectors[0], vectors[1, 2] = 0, np.nan
     np.save(folder / "item_vectors.npy", vectors)
-    scores = M3RecScorer(str(folder)).score(arrays, 0, all_users(arrays, 0))
+    scores = CosineScorer(str(folder)).score(arrays, 0, all_users(arrays, 0))
     assert (scores[:, 0] == 0).all()
     assert np.isnan(scores[:, 1]).all()
     assert not np.isnan(scores[:, 2:]).any()
 
 
-@pytest.mark.parametrize("model", ["ease", "m3rec", "popularity"])
+@pytest.mark.parametrize("model", ["ease", "m3rec_cosine", "popularity"])
 def test_a_users_scores_do_not_depend_on_the_block(shop: tuple[Workspace, MarketArrays], model: str) -> None:
     workspace, arrays = shop
     scorers: dict[str, Scorer] = {
         "ease": EaseScorer(publish_ease(workspace, np.random.default_rng(1).normal(size=(arrays.n_items,) * 2))),
-        "m3rec": M3RecScorer(publish_model(workspace, arrays, dimension=37)),
+        "m3rec_cosine": CosineScorer(publish_model(workspace, arrays, dimension=37)),
         "popularity": PopularityScorer(),
     }
     scorer = pickle.loads(pickle.dumps(scorers[model]))
@@ -110,3 +110,18 @@ def test_a_model_of_another_workspace_is_refused(shop: tuple[Workspace, MarketAr
         scorer.score(arrays, 0, all_users(arrays, 0))
     with pytest.raises(CorruptTableError, match="cannot be read"):
         EaseScorer(scorer.folder + "/elsewhere").score(arrays, 0, all_users(arrays, 0))
+
+
+def test_m3rec_is_the_cosine_plus_the_markets_share_of_ease(shop: tuple[Workspace, MarketArrays]) -> None:
+    workspace, arrays = shop
+    weights = np.random.default_rng(1).normal(size=(arrays.n_items, arrays.n_items)).astype(np.float32)
+    cosine, ease = CosineScorer(publish_model(workspace, arrays)), EaseScorer(publish_ease(workspace, weights))
+    shares = np.array([0.5, *[0.0] * (arrays.n_markets - 1)], np.float32)
+    np.save(Path(cosine.folder) / "ease_weights.npy", shares)
+    for market, share in enumerate(shares):
+        users = all_users(arrays, market)
+        expected = cosine.score(arrays, market, users) + share * ease.score(arrays, market, users)
+        assert np.array_equal(M3RecScorer(cosine, ease).score(arrays, market, users), expected)
+        assert np.array_equal(
+            M3RecScorer(cosine, None).score(arrays, market, users), cosine.score(arrays, market, users)
+        )

@@ -87,6 +87,10 @@ def _publish_tables(workspace: Workspace, rows: np.ndarray, held: list[tuple]) -
     vectors = np.random.default_rng(1).normal(size=(ITEMS, D), scale=0.2)
     vectors[np.arange(ITEMS), np.arange(ITEMS) % GROUPS] += 0.3
     _write(workspace, "item_vectors", [{"item": i, "vector": vectors[i].tolist()} for i in reversed(range(ITEMS))])
+    with workspace.publishing("ease", KEY) as folder:
+        b = np.zeros((ITEMS, ITEMS), np.float32)
+        b[tuple(np.array([row[:2] for row in near]).T)] = 0.2
+        np.save(folder / "weights.npy", b)
     names = ("market", "user", "positive", "half", "negatives")
     _write(workspace, "candidates", [{**dict(zip(names, row, strict=True)), "cold": False} for row in held])
     counts = dict.fromkeys(("users", "items", "train_rows", "train", "valid", "test", "shared_items"), 1)
@@ -223,3 +227,12 @@ def test_a_missing_table_names_the_stage(workspace: Workspace) -> None:
     (workspace.root / "item_vectors").unlink()
     with pytest.raises(MissingTableError, match="m3rec pretrain"):
         run(workspace)
+
+
+def test_the_share_of_ease_goes_with_the_model(workspace: Workspace) -> None:
+    run(workspace, "train.epochs=1", "train.ease_weights=[0.4]")
+    assert np.load(workspace.folder("model") / "ease_weights.npy").tolist() == [np.float32(0.4)] * 2
+    assert json.loads((workspace.root / "reports/train.json").read_text())["ease_weights"] == [0.4, 0.4]
+    for without in ("train.ease_weights=[]", "train.intra=false"):
+        run(workspace, "train.epochs=1", without)
+        assert not (workspace.folder("model") / "ease_weights.npy").exists()
