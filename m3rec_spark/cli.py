@@ -53,7 +53,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: what was published stays; the same command goes on from there", file=sys.stderr)
+        print(
+            "interrupted: finished stages stay and are skipped next time; a training goes on with --resume",
+            file=sys.stderr,
+        )
         return 130
     except Exception as error:  # the last door: no user should need to read a JVM stack trace
         return _unexpected(error, arguments)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pyspark.sql import types as T
 
 SCHEMA_VERSION = 1
+RESERVED_MARKETS = frozenset({"all", "mean", "(none)"})  # rows of the reports that are no market
 
 
 class M3RecError(Exception):

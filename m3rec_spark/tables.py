@@ -78,6 +78,16 @@ class Workspace:
     def __init__(self, root: str | Path) -> None:
         self.root = local_path(root)
 
+    def require_writable(self) -> None:
+        """Raises UsageError unless the root can be made and written."""
+        probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UsageError(f"cannot write to the workspace: {error}. Choose another --workspace") from None
+
     def manifest(self, name: str) -> Manifest | None:
         """The published manifest of a table; None where nothing readable is published."""
         try:

@@ -52,11 +52,22 @@ def test_a_stage_without_its_input_names_the_stage_to_run(tmp_path: Path, capsys
 def test_a_workspace_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    assert main(["prepare", "--workspace", str(blocked / "ws"), "tracking.enabled=false"]) in (1, 2)
+    assert main(["prepare", "--workspace", str(blocked / "ws")]) == 2
     captured = capsys.readouterr()
-    assert "error:" in captured.err
+    assert "cannot write to the workspace" in captured.err
     assert "Traceback" not in captured.err
     assert blocked.read_text() == "in the way"
+
+
+@pytest.mark.parametrize(("workspace", "source"), [(".", "orders.csv"), ("sub/ws", "."), ("orders.csv", "orders.csv")])
+def test_a_workspace_over_its_source_is_refused_before_anything_is_written(
+    workspace: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "orders.csv").write_text("market,user_id,item_id\nde,u,i\n")
+    assert main(["run", "--workspace", workspace, "source.format=csv", f"source.path={source}"]) == 2
+    assert "overlap" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["orders.csv"]
 
 
 @pytest.mark.parametrize("job", ["prepare", "pretrain", "train", "evaluate"])

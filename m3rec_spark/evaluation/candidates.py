@@ -8,6 +8,7 @@ what ranking him costs; memory: about 24 bytes x _CELLS per worker.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.evaluation.contract import make_contract
 from m3rec_spark.schema import CANDIDATES, CorruptTableError
 from m3rec_spark.tables import Workspace
+
+log = logging.getLogger(__name__)
 
 Seen = Literal["excluded", "included"]
 
@@ -50,9 +53,15 @@ def publish_candidates(
     extra: dict[str, Any] = {}  # publishing() reads it when the block ends
     with workspace.publishing("candidates", key, extra=extra) as folder:
         frame = freeze_candidates(spark, workspace, workspace.folder("arrays"), negatives, seen, seed)
+        frame = frame.filter(F.size("negatives") > 0)  # against nothing every model is right: that is no evidence
         frame.write.mode("append").parquet(str(folder))
         frozen = spark.read.schema(CANDIDATES).parquet(str(folder))
         ids = {name: workspace.read(spark, name) for name in ("markets", "users", "items")}
+        held = sum(
+            int(column.to_numpy().sum()) for column in workspace.read_arrow("markets", ["valid", "test"]).columns
+        )
+        if held and (without := held - frozen.count()):
+            log.warning("%d held-out pairs have nothing to be ranked against in their market: not evaluated", without)
         extra["contract"] = make_contract(frozen, **ids, negatives=negatives, seen=seen, seed=seed)
     return dict(extra["contract"])
 

@@ -31,7 +31,8 @@ def report_json(contract: Mapping[str, Any], rows: Sequence[Row], cold: Sequence
 
 def cold_positives(cold: Iterable[Row]) -> dict[str, int]:
     """Market -> users whose positive nobody bought there before, from the metric rows of these users alone."""
-    return {row["market"]: row["n"] for row in cold if row["split"] == "all" and row["market"] != MEAN}
+    counts = {row["market"]: row["n"] for row in cold if row["split"] == "all" and row["market"] != MEAN}
+    return dict(sorted(counts.items(), key=lambda count: count[0] == ALL))  # the total last
 
 
 def format_report(contract: Mapping[str, Any], rows: Sequence[Row], cold: Sequence[Row], split: str = "test") -> str:
@@ -49,7 +50,7 @@ def format_report(contract: Mapping[str, Any], rows: Sequence[Row], cold: Sequen
     return "\n".join(
         (
             f"Split {split}, values x 100; contract {contract['name']} {contract['sha256'][:12]}: "
-            f"{contract['negatives']} negatives, seen items {contract['seen']}; full: all items of the market",
+            f"up to {contract['negatives']} negatives, seen items {contract['seen']}; full: all items of the market",
             *_aligned([head, *body]),
             f"Held-out items new to their market (cold; counted above), both halves: {counts}",
         )

@@ -55,6 +55,6 @@ def require(needed: int, purpose: str, ways_out: str, limit_gb: float | None = N
     available = int(SAFE_SHARE * free_bytes()) if limit_gb is None else int(limit_gb * 1e9)
     if needed > available:
         raise CapacityError(
-            f"{purpose} needs {needed:,} bytes ({needed / 1e9:.1f} GB), may take {available:,} "
-            f"({available / 1e9:.1f} GB): {ways_out}"
+            f"{purpose} needs {needed:,} bytes ({needed / 1e9:.3g} GB), may take {available:,} "
+            f"({available / 1e9:.3g} GB): {ways_out}"
         )

@@ -47,7 +47,8 @@ def spark_session(settings: Spark) -> SparkSession:
     active = SparkSession.getActiveSession()
     if active is not None:
         return active
-    builder = SparkSession.builder.appName("m3rec_spark")
+    # thousands of lines of Spark's own would bury what the stages say
+    builder = SparkSession.builder.appName("m3rec_spark").config("spark.log.level", "ERROR")
     if "PYSPARK_GATEWAY_PORT" in os.environ or "SPARK_REMOTE" in os.environ:
         return builder.getOrCreate()
     require_java()
@@ -59,7 +60,6 @@ def spark_session(settings: Spark) -> SparkSession:
         "spark.sql.shuffle.partitions": str(settings.shuffle_partitions),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
-        "spark.log.level": "ERROR",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.host": "127.0.0.1",
         **settings.options,

@@ -45,12 +45,16 @@ def run_stages(
     Raises:
         MissingTableError: a table of an earlier stage is missing or stale; names the stage to run.
     """
+    if "prepare" in stages:
+        prepare.refuse_workspace(config, workspace.root)
+    workspace.require_writable()
     keys = stage_keys(config, _source_digest(config, workspace, reads_source="prepare" in stages))
     todo: list[str] = []
     for stage in stages:
         if not force and not todo and _is_fresh(stage, workspace, keys):
             log.info("%s: fresh, skipped (--force runs it)", stage)
         else:
+            _say_why(stage, workspace, keys)
             todo.append(stage)
     if not todo:
         return
@@ -115,6 +119,15 @@ def _run_all(
 
 def _is_fresh(stage: str, workspace: Workspace, keys: dict[str, str]) -> bool:
     return all(workspace.state(table, keys[stage]) == "fresh" for table in _tables_of(stage))
+
+
+def _say_why(stage: str, workspace: Workspace, keys: dict[str, str]) -> None:
+    states = {table: workspace.state(table, keys[stage]) for table in _tables_of(stage)}
+    damaged = [table for table, state in states.items() if state == "corrupt"]
+    if damaged:
+        log.warning("%s: made anew, as %s is damaged", stage, ", ".join(damaged))
+    elif "stale" in states.values():
+        log.info("%s: made anew, as the config or the source changed", stage)
 
 
 def _tables_of(stage: str) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -16,6 +17,7 @@ from m3rec_spark.data import clean, indexing, sources, split, summary
 from m3rec_spark.data.arrays import build_arrays, save_arrays
 from m3rec_spark.data.digests import digest_origin, refuse_workspace_in
 from m3rec_spark.evaluation.candidates import publish_candidates
+from m3rec_spark.schema import RESERVED_MARKETS, DataError
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import write_atomically
 
@@ -49,6 +51,12 @@ def source_digest(config: Config, spark: Callable[[], SparkSession]) -> str:
     return digest_origin(_origin(config), spark)
 
 
+def refuse_workspace(config: Config, root: Path) -> None:
+    """Raises UsageError if the workspace and the source overlap; to be asked before anything is written."""
+    if config.source.format != "demo":
+        refuse_workspace_in(_origin(config), root)
+
+
 def _origin(config: Config) -> sources.Origin:
     settings = config.source
     if settings.format == "xmarket":
@@ -62,9 +70,8 @@ def _read(context: Context) -> tuple[DataFrame, DataFrame | None]:
     config = context.config
     if config.source.format == "demo":
         return sources.read_demo(context.spark(), **config.demo.model_dump()), None
-    source = _origin(config)
-    refuse_workspace_in(source, context.workspace.root)
-    return sources.read(context.spark(), source)
+    refuse_workspace(config, context.workspace.root)
+    return sources.read(context.spark(), _origin(config))
 
 
 def _clean_and_split(context: Context, cached: contextlib.ExitStack) -> tuple[dict[str, Any], DataFrame]:
@@ -89,6 +96,8 @@ def _clean_and_split(context: Context, cached: contextlib.ExitStack) -> tuple[di
 def _publish_tables(context: Context, report: dict[str, Any], assigned: DataFrame) -> None:
     spark, workspace, key = context.spark(), context.workspace, context.key
     index = indexing.index_items(indexing.count_items(assigned))
+    for reserved in RESERVED_MARKETS.intersection(index.market_ids):
+        raise DataError(f"market id '{reserved}' is a word of the reports (all users, mean of markets): rename it")
     workspace.write_arrow(index.items, "items", key)
     workspace.write_arrow(index.market_items, "market_items", key)
     workspace.write(indexing.index_users(assigned, index.market_ids), "users", key)

@@ -144,11 +144,11 @@ def _loss(settings: Train, model: M3Rec, pairs: Pairs) -> Tensor:
 def _start(context: Context, folder: Path, model: M3Rec, steppers: list[torch.optim.Optimizer]) -> TrainState:
     """A new state, or with context.resume that of the last checkpoint."""
     if not context.resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        _set_aside(folder)
         return TrainState()
     state = checkpoint.restore(folder, context.key, model, steppers)
     if state is None:
-        others = sorted(other.name for other in folder.parent.glob("*") if other != folder)
+        others = sorted(other.name for other in folder.parent.glob("*") if other != folder and not other.suffix)
         if others:
             raise CheckpointError(
                 f"no checkpoint of this config and data in {folder.parent}, only of others (keys {', '.join(others)}): "
@@ -160,6 +160,19 @@ def _start(context: Context, folder: Path, model: M3Rec, steppers: list[torch.op
     for epoch, figures in enumerate(state.history, start=1):  # so that this run's curves are whole
         context.tracker.metrics(figures, step=epoch)
     return state
+
+
+def _set_aside(folder: Path) -> None:
+    """Keeps the checkpoints of an earlier run of this config, one run back: a forgotten --resume loses no training."""
+    if not folder.is_dir():
+        return
+    kept = folder.with_suffix(".before")
+    shutil.rmtree(kept, ignore_errors=True)
+    folder.rename(kept)
+    log.warning(
+        "training starts at epoch 1; the checkpoints of the run before, which --resume would have gone on from, are "
+        "now in %s (rename it to %s to resume from them)", kept, folder.name,
+    )  # fmt: skip
 
 
 def _tell_epoch(context: Context, state: TrainState) -> None:

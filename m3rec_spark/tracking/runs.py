@@ -144,7 +144,8 @@ def _connect(uri: str | None, experiment: str, workspace: Path) -> tuple[Any, st
     import mlflow
 
     where = tracking_uri(uri, workspace)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # a page of migrations on the first use of a new store
+    for chatty in ("alembic", "mlflow.store.db.utils"):  # a page of migrations on the first use of a new store
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         client = mlflow.MlflowClient(where)
         found = client.get_experiment_by_name(experiment)

@@ -152,3 +152,16 @@ def test_table_digest_sees_every_cell_and_no_order(spark: SparkSession) -> None:
     assert digest == table_digest(spark.createDataFrame(rows[::-1], "x string, y int").repartition(3))
     for changed in (rows[:-1], rows[1:], [*rows[:-1], ("c", 3)], [("a", 2), ("b", 1), *rows[2:]]):
         assert table_digest(spark.createDataFrame(changed, "x string, y int")) != digest
+
+
+def test_a_positive_without_rivals_is_left_out_and_said(
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # N sells item c only, and z has it: nothing is left to rank d against. In M, x has a; b is ranked against c.
+    train = [("M", "x", "a"), ("M", "y", "b"), ("M", "y", "c"), ("N", "z", "c")]
+    workspace = publish_shop(tmp_path / "w", train, [("M", "x", "b", "test"), ("N", "z", "d", "test")])
+    contract = publish_candidates(spark, workspace, KEY, negatives=9, seen="excluded", seed=1)
+    rows = workspace.read_arrow("candidates").to_pylist()
+    assert [(row["market"], row["negatives"]) for row in rows] == [(0, [2])]
+    assert contract["counts"]["positives"] == 1
+    assert "1 held-out pairs have nothing to be ranked against" in caplog.text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,6 +187,23 @@ def test_loss_falls_and_is_told() -> None:
     )
     assert [epoch for epoch, _ in told] == list(range(6))
     assert told[-1][1] < told[0][1] - 0.1
+
+
+def test_the_learning_rate_falls_linearly_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+
+    class Watched(torch.optim.Adam):
+        def step(self, *arguments: Any, **named: Any) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*arguments, **named)
+
+    monkeypatch.setattr(torch.optim, "Adam", Watched)
+    walks = np.tile(np.array([[0, 1, 2, 1]], np.int32), (4, 1))
+    skipgram.fit_item_vectors(
+        walks, None, np.array([1, 2, 1]), dimension=2, window=2, negatives=1, shared=2, epochs=2, batch_walks=2,
+        learning_rate=0.4, seed=0,
+    )  # fmt: skip
+    assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1])  # 2 epochs of 2 batches
 
 
 def test_each_walk_is_read_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

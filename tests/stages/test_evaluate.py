@@ -52,7 +52,7 @@ def test_evaluate(shop: Workspace) -> None:
     evaluate.run(first)
     report = json.loads((shop.root / "reports/evaluate.json").read_text(encoding="utf-8"))
     assert report["sha256"] == shop.manifest("candidates").extra["contract"]["sha256"]  # type: ignore[union-attr]
-    assert {r["model"] for r in report["rows"]} == {"m3rec", "ease", "popularity"}
+    assert {r["model"] for r in report["rows"]} == {"m3rec", "m3rec_cosine", "ease", "popularity"}
     assert {r["split"] for r in report["rows"]} == {"valid", "test", "all"}
     assert {r["market"] for r in report["rows"]} >= {"a", "b", "all", "mean"}
     assert all(0 <= r["value"] <= 1 for r in report["rows"])
@@ -61,7 +61,7 @@ def test_evaluate(shop: Workspace) -> None:
     )
     assert shop.read_arrow("metrics").to_pylist() == report["rows"]
     ranks = shop.read_arrow("ranks").to_pylist()
-    assert len(ranks) == 3 * 55
+    assert len(ranks) == 4 * 55
     in_b = [r["rank"] for r in ranks if (r["model"], r["market"], r["half"]) == ("m3rec", 1, "test")]
     assert first.tracker.values["b/hr_10"] == pytest.approx(np.mean(np.array(in_b) <= 10))  # type: ignore[attr-defined]
     assert "ndcg_10_by_market.png" in first.tracker.values  # type: ignore[attr-defined]

@@ -129,6 +129,18 @@ def test_bad_settings_and_sources(spark: SparkSession, tmp_path: Path) -> None:
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize("market", ["all", "mean", "(none)"])
+def test_a_market_named_like_a_row_of_the_reports_is_refused_at_once(
+    spark: SparkSession, tmp_path: Path, market: str
+) -> None:
+    (tmp_path / "orders.csv").write_text(f"market,user_id,item_id\n{market},u,a\n{market},u,b\nde,v,a\nde,v,b\n")
+    with pytest.raises(DataError, match="rename it"):
+        run(
+            load(None, ["source.format=csv", f"source.path={tmp_path / 'orders.csv'}"]),
+            Workspace(tmp_path.parent / "x"),
+        )
+
+
 def test_the_digest_of_the_demo_is_that_of_its_settings() -> None:
     def digest(*overrides: str) -> str:
         return prepare.source_digest(load(None, overrides), lambda: pytest.fail("no Spark for that"))

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from m3rec_spark.config import load
 from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
+from m3rec_spark.models.m3rec import M3Rec, Pairs
 from m3rec_spark.schema import CheckpointError, MissingTableError, UsageError
 from m3rec_spark.stages import train
 from m3rec_spark.stages.context import Context
@@ -201,10 +202,22 @@ def test_resume_without_checkpoints_starts_at_the_beginning(workspace: Workspace
     assert 1 in run(workspace, resume=True).logged
 
 
-def test_a_run_without_resume_forgets_the_old_checkpoints(workspace: Workspace) -> None:
+def test_a_run_without_resume_sets_the_old_checkpoints_aside(workspace: Workspace) -> None:
     run(workspace, "train.epochs=3")
     run(workspace, "train.epochs=1")
-    assert [p.name for p in (workspace.root / "checkpoints" / KEY[:12]).iterdir()] == ["epoch-0001"]
+    folder = workspace.root / "checkpoints" / KEY[:12]
+    assert [p.name for p in folder.iterdir()] == ["epoch-0001"]
+    assert sorted(p.name for p in folder.with_suffix(".before").iterdir()) == ["epoch-0002", "epoch-0003"]
+
+
+@pytest.mark.parametrize("loss", ["softmax", "margin"])
+def test_the_loss_of_a_step_has_the_penalty_of_eq_13(loss: str) -> None:
+    model = M3Rec(2, 3, 2, prior=None, seed=1)
+    pair = torch.tensor([0])
+    pairs = Pairs(pair, pair, pair, pair, [1], (torch.tensor([1, 2]) if loss == "softmax" else torch.tensor([[1, 2]]),))
+    without, settings = (load(None, [f"train.loss={loss}", f"train.lambda_loca={x}"]).train for x in (0, 3))
+    difference = train._loss(settings, model, pairs) - train._loss(without, model, pairs)
+    assert difference.item() == pytest.approx(3 * model.v_loca.square().sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("switch", ["train.intra=false", "train.inter=false", "train.loss=margin"])
