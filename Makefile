@@ -39,7 +39,7 @@ doctor: setup-python ## checks this machine: versions, Java, disk, known traps
 test: setup ## all tests
 	@$(WITH_JAVA) $(BIN)/python -m pytest $(ARGS)
 
-check: setup-python ## lint, types and the tests without Spark; seconds
+check: setup-python ## lint, types and the tests without Spark; about a minute
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
