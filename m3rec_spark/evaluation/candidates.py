@@ -57,12 +57,9 @@ def publish_candidates(
         frame.write.mode("append").parquet(str(folder))
         frozen = spark.read.schema(CANDIDATES).parquet(str(folder))
         ids = {name: workspace.read(spark, name) for name in ("markets", "users", "items")}
-        held = sum(
-            int(column.to_numpy().sum()) for column in workspace.read_arrow("markets", ["valid", "test"]).columns
-        )
-        if held and (without := held - frozen.count()):
-            log.warning("%d held-out pairs have nothing to be ranked against in their market: not evaluated", without)
         extra["contract"] = make_contract(frozen, **ids, negatives=negatives, seen=seen, seed=seed)
+    if without := _held_out(workspace) - extra["contract"]["counts"]["positives"]:
+        log.warning("%d held-out pairs have nothing to be ranked against in their market: not evaluated", without)
     return dict(extra["contract"])
 
 
@@ -72,8 +69,7 @@ def freeze_candidates(
     """CANDIDATES of the published held-out interactions (split valid or test), ordered by market and user."""
     markets = workspace.read(spark, "markets").select("market", "market_id")
     held = workspace.read(spark, "interactions").filter(F.col("split") != "train")
-    counts = workspace.read_arrow("markets", ["valid", "test"])
-    tasks = 1 + sum(int(column.to_numpy().sum()) for column in counts.columns) // _USERS_PER_TASK
+    tasks = 1 + _held_out(workspace) // _USERS_PER_TASK
     keyed = (
         held.join(workspace.read(spark, "users"), on=["market", "user"], how="inner")
         .join(F.broadcast(markets), on="market", how="inner")
@@ -157,6 +153,12 @@ def market_blocks(markets: NDArray[np.int32], size: int) -> Iterator[tuple[int, 
         rows = np.flatnonzero(markets == market)
         for start in range(0, len(rows), size):
             yield int(market), rows[start : start + size]
+
+
+def _held_out(workspace: Workspace) -> int:
+    """Held-out pairs of all markets, by the published markets."""
+    counts = workspace.read_arrow("markets", ["valid", "test"])
+    return sum(int(column.to_numpy().sum()) for column in counts.columns)
 
 
 def _candidate_batches(
