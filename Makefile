@@ -12,10 +12,10 @@ ARGS ?=# more arguments for the command, as in: make test ARGS="-k ease"
 BIN := .venv/bin
 WITH_JAVA = JAVA_HOME="$$(cat .venv/java_home)"
 
-.PHONY: help setup setup-python demo xmarket doctor test check wheel clean
+.PHONY: help setup setup-python demo xmarket doctor test check peers bench bench-full wheel clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: ## .venv with the pinned packages, and a Java
 	@scripts/setup.sh
@@ -44,6 +44,18 @@ check: setup-python ## lint, types and the tests without Spark; about a minute
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q -m "not spark and not slow" $(ARGS)
+
+peers: ## build/peers: the libraries that benchmarks/ measures against
+	@[[ -x build/peers/bin/python ]] || $${PYTHON:-python3.11} -m venv build/peers
+	@build/peers/bin/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements-peers.txt
+	@build/peers/bin/python -m pip install -q --disable-pip-version-check --upgrade --target build/peers/numpy2 \
+		-r benchmarks/requirements-peers-numpy2.txt
+
+bench: setup peers ## every stage against its peers, quick sizes; under 15 minutes
+	@$(WITH_JAVA) $(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-full: setup peers ## the same with the large sizes, and the scaling laws; hours
+	@$(WITH_JAVA) $(BIN)/python benchmarks/run.py --full $(ARGS)
 
 wheel: setup-python ## dist/m3rec_spark-*.whl
 	@rm -rf build/lib build/bdist.* dist

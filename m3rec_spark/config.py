@@ -94,10 +94,12 @@ class Candidates(Section):
 class Gram(Section):
     """X'X, one per market."""
 
-    tile: PositiveInt = 4096
-    """Items on the side of a tile."""
-    pairs_per_task: PositiveInt = 4_000_000
-    """Users are packed into tasks of about this many item pairs (sum of squared history lengths)."""
+    pairs_per_task: PositiveInt = 20_000_000
+    """Items are packed into tasks of about this many item pairs (half the sum of squared history lengths)."""
+    weights: dict[str, PositiveFloat] = {}
+    """Weight of a market's Gram in the sum, w_m: market id -> weight; 1 for those not listed."""
+    max_history: Annotated[int, Field(ge=2)] | None = None
+    """An approximation: users with more items count with a seeded sample of this many. null: exact."""
 
 
 class Ease(Section):
@@ -107,7 +109,14 @@ class Ease(Section):
     """Ridge weight, lambda_F of eq. 3."""
     epsilon: Annotated[float, Field(ge=0.0)] = 0.01
     """Entries of B below this are dropped, eq. 7."""
-    solver: Literal["driver"] = "driver"
+    solver: Literal["auto", "driver", "cuda", "markets", "sweep", "neighbourhood"] = "auto"
+    """auto: the fastest exact one that fits (`m3rec pretrain --plan` shows why); neighbourhood is approximate."""
+    precision: Literal["float64", "float32"] = "float64"
+    """Of the driver's and CUDA's inverse; float32 halves the memory, its error is reported."""
+    tile: Annotated[int, Field(ge=16)] = 1024
+    """Items on the side of a tile of the sweep."""
+    neighbours: PositiveInt = 200
+    """Strongest co-occurring items of each item in the neighbourhood solver."""
     memory_gb: PositiveFloat | None = None
     """What the solver may take; null: 80% of what the machine (or its container) has free."""
 
@@ -120,6 +129,12 @@ class Walks(Section):
     """Items per walk, the start included."""
     self_loops: bool = False
     """Whether a step may stay on its item (the diagonal of A)."""
+    engine: Literal["auto", "broadcast", "partitioned"] = "auto"
+    """broadcast: every worker maps the whole of X; partitioned: one exchange a step. The same walks."""
+    return_p: PositiveFloat = 1.0
+    """node2vec's p: a step back to the previous item weighs 1/p (engine broadcast)."""
+    inout_q: PositiveFloat = 1.0
+    """node2vec's q: a step to an item that does not co-occur with the previous one weighs 1/q (engine broadcast)."""
     seed: NonNegativeInt = 42
 
 
@@ -136,6 +151,8 @@ class SkipGram(Section):
     """Draw `negatives` for each pair instead: the slow reference."""
     smooth: bool = True
     """V = B V0 + V0 (eq. 8); false: V = V0."""
+    smooth_rows_above: PositiveInt = 100_000
+    """Catalogues larger than this are smoothed in the rows of the batch only."""
     epochs: PositiveInt = 4
     batch_walks: PositiveInt = 1024
     learning_rate: PositiveFloat = 0.05

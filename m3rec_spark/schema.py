@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pyspark.sql import types as T
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RESERVED_MARKETS = frozenset({"all", "mean", "(none)"})  # rows of the reports that are no market
 
 
@@ -92,7 +92,7 @@ CANDIDATES = _struct(  # one row per held-out positive; half: valid or test; neg
 )
 FEED = _struct(("market", _INT), ("user", _INT), ("item", _INT))  # train pairs in a seeded random order, for torch
 GRAM = _struct(  # users of `market` who have both items; upper half (item_a <= item_b), zero cells absent
-    ("market", _INT), ("tile_row", _INT), ("tile_col", _INT), ("item_a", _INT), ("item_b", _INT), ("count", _INT)
+    ("market", _INT), ("item_a", _INT), ("item_b", _INT), ("count", _INT)
 )
 SIMILARITY = _struct(("item_a", _INT), ("item_b", _INT), ("weight", _FLOAT))  # B-Glob, eq. 7: rows sum to 1
 WALKS = _struct(("walk", _LONG), ("items", _INTS))

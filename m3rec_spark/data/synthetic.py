@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from m3rec_spark.data.arrays import MarketArrays
+
 _NOISE = 0.12  # share of purchases outside the user's groups
 _MIN_HISTORY = 5  # the public files are 5-cores
 _OVERSAMPLE = 1.25  # draws per pair kept: a user draws some items twice
@@ -62,8 +64,48 @@ def generate_shop(scale: float, groups: int, seed: int) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def generate_arrays(
+    markets: int, users: int, own_items: int, shared_items: int, history: float, groups: int, seed: int
+) -> MarketArrays:
+    """The same structure at any size, for benchmarks: markets of one size, as the arrays that prepare would publish.
+
+    Args:
+        markets: M.
+        users: of each market.
+        own_items: items that a market sells alone; they come after the shared ones.
+        shared_items: items 0 .. that every market sells.
+        history: mean pairs per user, about; at least 5.
+        groups: planted groups of items.
+        seed: same seed, same arrays.
+    """
+    rng = np.random.default_rng(seed)
+    shared_groups = rng.integers(groups, size=shared_items)
+    n_slots = shared_items + own_items  # of each market
+    slots, lengths, items = [], [], []
+    for market in range(markets):
+        item_groups = np.concatenate([shared_groups, rng.integers(groups, size=own_items)])
+        shoppers, picks = _purchases(rng, item_groups, users, history, repeated=0.0)
+        slots.append((picks + market * n_slots).astype(np.int32))
+        lengths.append(np.bincount(shoppers, minlength=users))
+        items.append(np.r_[:shared_items, shared_items + market * own_items + np.arange(own_items)].astype(np.int32))
+    all_slots, all_lengths = np.concatenate(slots), np.concatenate(lengths)
+    return MarketArrays(
+        indptr=np.concatenate([[0], np.cumsum(all_lengths)]).astype(np.int64),
+        slots=all_slots,
+        user_offsets=np.arange(markets + 1, dtype=np.int64) * users,
+        slot_items=np.concatenate(items),
+        slot_offsets=np.arange(markets + 1, dtype=np.int64) * n_slots,
+        slot_counts=np.bincount(all_slots, minlength=markets * n_slots).astype(np.int32),
+        n_items=shared_items + markets * own_items,
+    )
+
+
 def _purchases(
-    rng: np.random.Generator, item_groups: NDArray[np.int64], n_users: int, mean_history: float
+    rng: np.random.Generator,
+    item_groups: NDArray[np.int64],
+    n_users: int,
+    mean_history: float,
+    repeated: float = _REPEATED,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(user, position of the item) of every purchase in one market, user by user."""
     n_items = len(item_groups)
@@ -83,7 +125,7 @@ def _purchases(
     low, high = np.where(noise, 0.0, low), np.where(noise, cumulative[-1], high)
     drawn = np.searchsorted(cumulative, low + rng.random(len(users)) * (high - low), side="right") - 1
     pairs = np.unique(users * n_items + order[np.clip(drawn, 0, n_items - 1)])
-    pairs = np.concatenate([pairs, pairs[rng.random(len(pairs)) < _REPEATED]])
+    pairs = np.concatenate([pairs, pairs[rng.random(len(pairs)) < repeated]])
     return pairs // n_items, pairs % n_items
 
 
