@@ -158,7 +158,7 @@ def record(row: Row) -> None:
 
 
 def gemm_gflops(n: int = 2000) -> float:
-    """The machine's double precision GEMM rate now: figures of two machines, or of a busy one, tell themselves apart."""
+    """The machine's double precision GEMM rate now, to tell a busy machine from an idle one."""
     a = np.asfortranarray(np.random.default_rng(0).random((n, n)))
     blas.dgemm(1.0, a, a)
     start = time.perf_counter()

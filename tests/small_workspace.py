@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from m3rec_spark.data.arrays import MarketArrays, build_arrays, save_arrays
+from m3rec_spark.data.arrays import MarketArrays, build_arrays, open_arrays, save_arrays
 from m3rec_spark.tables import Workspace, arrow_schema
 
 Pair = tuple[str, str, str]  # market id, user id, item id
@@ -91,10 +90,17 @@ def publish_random_shop(root: Path, seed: int = 0) -> Workspace:
 
 
 def publish_ease(workspace: Workspace, weights: np.ndarray) -> str:
-    """Returns the folder."""
+    """B of all items, in two files a market. Returns the folder."""
+    arrays = open_arrays(workspace.folder("arrays"))
     with workspace.publishing("ease", KEY) as folder:
-        np.save(folder / "weights.npy", weights.astype(np.float32))
-        (folder / "ease.json").write_text(json.dumps({"lambda_f": 1.0, "n_items": len(weights), "certificate": 0.0}))
+        for market in range(arrays.n_markets):
+            items = arrays.slot_items[arrays.market_slots(market)]
+            block = weights[np.ix_(items, items)].astype(np.float32)
+            place = folder / f"market-{market:05d}"
+            place.mkdir()
+            for first, last in ((0, len(block) // 2), (len(block) // 2, len(block))):
+                if first < last:
+                    np.save(place / f"rows-{first:09d}.npy", block[first:last])
     return str(workspace.folder("ease"))
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.schema import CorruptTableError
+from m3rec_spark.similarity.weights import MarketRows, market_rows
 
 Scores = NDArray[np.float32]
 
@@ -53,17 +54,18 @@ class EaseScorer:
     """
 
     folder: str
-    """The table `ease`: weights.npy."""
+    """The table `ease`: B within each market."""
     name: str = "ease"
 
     def score(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> Scores:
         """See Scorer."""
-        weights = _mapped(self.folder, "weights", (arrays.n_items, arrays.n_items))
-        items = arrays.slot_items[arrays.market_slots(market)]
+        slots = arrays.market_slots(market)
+        rows = _market_rows(self.folder, market, slots.stop - slots.start)
         history = arrays.history(market, users)
         bought, columns = np.unique(history.indices, return_inverse=True)
         x = sp.csr_matrix((history.data, columns, history.indptr), shape=(len(users), len(bought)))
-        return np.asarray(x @ weights[np.ix_(items[bought], items)])
+        scores = x @ rows(bought)
+        return np.asarray(scores.toarray() if sp.issparse(scores) else scores)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,19 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows divided by their length; a zero row stays zero."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length != 0)
+
+
+@functools.lru_cache(maxsize=16)
+def _market_rows(folder: str, market: int, n_items: int) -> MarketRows:
+    """B within a market, opened once per process."""
+    try:
+        rows = market_rows(folder, market)
+        found = rows(np.array([], np.int64)).shape[1]
+        if found != n_items:
+            raise ValueError(f"{found} items in market {market}, this workspace has {n_items}")
+    except (OSError, ValueError) as error:
+        raise CorruptTableError(f"table ease in {folder} cannot be read ({error}): run pretrain --force") from None
+    return rows
 
 
 @functools.lru_cache(maxsize=16)

@@ -21,7 +21,7 @@ from m3rec_spark.evaluation.validation import MEAN, Validator, validation_sample
 from m3rec_spark.models.m3rec import M3Rec, Pairs, margin_loss, market_similarity, softmax_loss
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer
 from m3rec_spark.schema import CheckpointError, CorruptTableError, UsageError
-from m3rec_spark.similarity.ease import similarity_matrix, tailor
+from m3rec_spark.similarity.b_glob import similarity_matrix, tailor
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace, write_atomically
 from m3rec_spark.training import checkpoint, feed

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from small_workspace import publish_ease, publish_model, publish_random_shop, publish_shop
 
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, M3RecScorer, PopularityScorer, Scorer
 from m3rec_spark.schema import CorruptTableError
+from m3rec_spark.similarity.weights import MarketItems, publish_sparse
 from m3rec_spark.tables import Workspace
 
 
@@ -103,13 +105,26 @@ def test_a_users_scores_do_not_depend_on_the_block(shop: tuple[Workspace, Market
         np.testing.assert_array_equal(together, np.concatenate(apart))
 
 
-def test_a_model_of_another_workspace_is_refused(shop: tuple[Workspace, MarketArrays]) -> None:
+def test_a_model_of_another_workspace_is_refused(shop: tuple[Workspace, MarketArrays], tmp_path: Path) -> None:
+    other = publish_shop(tmp_path, [("M", "x", "a"), ("M", "x", "c"), ("M", "y", "b")])
+    scorer = EaseScorer(publish_ease(other, np.zeros((3, 3))))
+    with pytest.raises(CorruptTableError, match="3 items in market 0"):
+        scorer.score(shop[1], 0, all_users(shop[1], 0))
+    with pytest.raises(CorruptTableError, match="no rows of market 1"):
+        scorer.score(shop[1], 1, all_users(shop[1], 1))
+
+
+def test_sparse_weights_score_as_dense_ones(shop: tuple[Workspace, MarketArrays], tmp_path: Path) -> None:
     workspace, arrays = shop
-    scorer = EaseScorer(publish_ease(workspace, np.zeros((3, 3))))
-    with pytest.raises(CorruptTableError, match=r"shape \(3, 3\)"):
-        scorer.score(arrays, 0, all_users(arrays, 0))
-    with pytest.raises(CorruptTableError, match="cannot be read"):
-        EaseScorer(scorer.folder + "/elsewhere").score(arrays, 0, all_users(arrays, 0))
+    weights = np.random.default_rng(1).normal(size=(arrays.n_items, arrays.n_items)).astype(np.float32)
+    weights[weights < 1] = 0
+    publish_sparse(sp.csr_matrix(weights), MarketItems(arrays.slot_items, arrays.slot_offsets), tmp_path)
+    dense, thin = EaseScorer(publish_ease(workspace, weights)), EaseScorer(str(tmp_path))
+    for market in range(arrays.n_markets):
+        users = all_users(arrays, market)
+        np.testing.assert_allclose(
+            thin.score(arrays, market, users), dense.score(arrays, market, users), rtol=1e-6, atol=1e-6
+        )
 
 
 def test_m3rec_is_the_cosine_plus_the_markets_share_of_ease(shop: tuple[Workspace, MarketArrays]) -> None:

@@ -1,0 +1,46 @@
+"""B-Glob: the filter and the normalisation of B (paper, eq. 7, footnote 2), and B-Glob as the table SIMILARITY.
+
+Cost: one pass over the rows of B. Notation: row = item in the history, column = item scored.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql.pandas.types import to_arrow_schema
+from scipy import sparse
+
+from m3rec_spark.schema import SIMILARITY
+
+
+def filter_rows(rows: NDArray[np.float64], epsilon: float) -> sparse.csr_matrix:
+    """Filter of eq. 7: the positive entries of B that are >= epsilon, float32 CSR. Negative weights go."""
+    row, column = np.nonzero((rows >= epsilon) & (rows > 0))
+    return sparse.csr_matrix((rows[row, column].astype(np.float32), (row, column)), shape=rows.shape)
+
+
+def normalise_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Normalize of eq. 7: every row divided by its sum (summed in float64); an empty row stays 0."""
+    sums = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+    scale = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums != 0)
+    data = (matrix.data * np.repeat(scale, np.diff(matrix.indptr))).astype(np.float32)
+    return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def tailor(similarity: sparse.csr_matrix, items: NDArray[np.int32]) -> sparse.csr_matrix:
+    """B_m of a market (footnote 2): B-Glob restricted to `items` in their order, and normalised again."""
+    return normalise_rows(similarity[items][:, items].tocsr())
+
+
+def similarity_batch(rows: sparse.csr_matrix, first: int) -> pa.RecordBatch:
+    """Rows of B-Glob from item `first` on, as SIMILARITY."""
+    cells = rows.tocoo()
+    columns = [pa.array(cells.row + first, pa.int32()), pa.array(cells.col, pa.int32()), pa.array(cells.data)]
+    return pa.RecordBatch.from_arrays(columns, schema=to_arrow_schema(SIMILARITY))
+
+
+def similarity_matrix(table: pa.Table, n_items: int) -> sparse.csr_matrix:
+    """SIMILARITY, in any order, as an (n, n) float32 CSR."""
+    item_a, item_b, weight = (table[name].to_numpy() for name in SIMILARITY.fieldNames())
+    return sparse.csr_matrix((weight, (item_a, item_b)), shape=(n_items, n_items))
