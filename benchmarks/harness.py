@@ -157,6 +157,16 @@ def record(row: Row) -> None:
     RESULTS.write_text(json.dumps(rows, indent=1))
 
 
+def law(stage: str, name: str, x_label: str, points: list[tuple[float, float]], y_label: str = "seconds") -> float:
+    """Records a scaling law, (x, y) points, with the slope of log y over log x; docs/scaling.md is drawn from these."""
+    x, y = np.log(np.array(points)).T
+    slope = float(np.polyfit(x, y, 1)[0])
+    extra = {"x_label": x_label, "y_label": y_label, "points": points, "slope": round(slope, 3)}
+    record(Row(stage, "law", name, round(points[-1][1], 4), 0, 0, 0, 0, 1, 0, round(gemm_gflops(), 1), extra))
+    print(f"{stage} law {name}: slope {slope:.2f} of {y_label} over {x_label}", flush=True)
+    return slope
+
+
 def gemm_gflops(n: int = 2000) -> float:
     """The machine's double precision GEMM rate now, to tell a busy machine from an idle one."""
     a = np.asfortranarray(np.random.default_rng(0).random((n, n)))
