@@ -15,8 +15,9 @@ from pathlib import Path
 
 from m3rec_spark import __version__
 from m3rec_spark.config import Config, load, to_yaml
+from m3rec_spark.paths import write_atomically
 from m3rec_spark.schema import STAGES, M3RecError, UsageError, did_you_mean
-from m3rec_spark.tables import Workspace, write_atomically
+from m3rec_spark.tables import Workspace
 
 log = logging.getLogger("m3rec_spark")
 

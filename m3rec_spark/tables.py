@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -28,6 +26,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
+from m3rec_spark.paths import local_path, make_folder, write_atomically
 from m3rec_spark.schema import SCHEMA_VERSION, TABLES, CorruptTableError, MissingTableError, UsageError
 
 MANIFEST = "manifest.json"
@@ -44,32 +43,6 @@ class Manifest:
     files: dict[str, int]
     schema_version: int = SCHEMA_VERSION
     extra: dict[str, Any] = field(default_factory=dict)
-
-
-def local_path(path: str | Path) -> Path:
-    """An absolute local path of `path`, `file:/path`, `dbfs:/path` or `/Volumes/...`.
-
-    Raises:
-        UsageError: for any other scheme; such a store has to be mounted.
-    """
-    text = str(path)
-    parsed = urlparse(text)
-    if parsed.scheme in ("", "file"):
-        text = unquote(parsed.path) if parsed.scheme == "file" else text
-    elif parsed.scheme == "dbfs":
-        text = "/dbfs" + parsed.path
-    else:
-        raise UsageError(
-            f"'{path}': scheme '{parsed.scheme}:' is not a local path; mount it, or use file:, dbfs: or /Volumes"
-        )
-    return Path(os.path.realpath(os.path.expanduser(text)))
-
-
-def refuse_overlap(output: str | Path, source: str | Path) -> None:
-    """Raises UsageError if one of the two paths (links resolved) is, or lies inside, the other."""
-    out, src = local_path(output), local_path(source)
-    if out == src or out in src.parents or src in out.parents:
-        raise UsageError(f"the workspace {out} and the source {src} overlap: choose a workspace outside the source")
 
 
 class Workspace:
@@ -146,7 +119,7 @@ class Workspace:
             raise ValueError(f"'{name}' is not a table of schema.TABLES")
         version = f"v-{uuid.uuid4().hex[:12]}"
         folder = self.root / name / version
-        _make_folder(folder)
+        make_folder(folder)
         try:
             yield folder
             if TABLES[name].schema is not None:
@@ -191,11 +164,31 @@ class Workspace:
     def scratch(self, purpose: str) -> Iterator[Path]:
         """A folder that Spark workers can read while the block runs; removed after it."""
         folder = self.root / "_scratch" / f"{purpose}-{uuid.uuid4().hex[:12]}"
-        _make_folder(folder)
+        make_folder(folder)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def resumable(self, purpose: str, key: str) -> Iterator[Path]:
+        """A folder for work that a later run goes on with: kept when the block fails or the process dies.
+
+        Removed when the block ends well; what runs under other keys left is removed at once.
+        """
+        place = self.root / "_resumable" / purpose
+        folder = place / key[:16]
+        for old in place.glob("*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+        if not folder.is_dir():
+            make_folder(folder)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def clear_scratch(self) -> None:
+        """Removes what a killed run left in `_scratch`; for the start of a run, as one at a time writes."""
+        shutil.rmtree(self.root / "_scratch", ignore_errors=True)
 
     def _published(self, name: str) -> Manifest:
         manifest = self.manifest(name)
@@ -216,27 +209,6 @@ class Workspace:
 def arrow_schema(name: str) -> pa.Schema:
     """The Arrow schema of a table."""
     return to_arrow_schema(_schema(name))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to the workspace: {error}. Choose another --workspace") from None
 
 
 def _schema(name: str) -> T.StructType:

@@ -10,10 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "m3rec_spark"
 FLOORS = {
-    "schema": 0, "compiled": 0, "config": 1, "tables": 1, "data": 2, "similarity": 3, "models": 4, "training": 5,
-    "ranking": 6, "evaluation": 7, "tracking": 8, "stages": 9, "doctor": 10, "cli": 11,
+    "schema": 0, "compiled": 0, "paths": 1, "config": 1, "tables": 2, "data": 3, "similarity": 4, "models": 5,
+    "training": 6, "ranking": 7, "evaluation": 8, "tracking": 9, "stages": 10, "doctor": 11, "cli": 12,
 }  # fmt: skip
-DOORS = {"mlflow": "tracking/", "petastorm": "training/feed.py", "pydantic": "config.py", "yaml": "config.py", "numba": "compiled.py",
+DOORS = {
+    "mlflow": "tracking/",
+    "petastorm": "training/feed.py",
+    "pydantic": "config.py",
+    "yaml": "config.py",
+    "numba": "compiled.py",
 }
 CONFIG_READERS = {"stages", "doctor", "cli"}  # everything else takes plain values
 

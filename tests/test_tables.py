@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from m3rec_spark import tables
+from m3rec_spark.paths import write_atomically
 from m3rec_spark.schema import ITEMS, STAGES, TABLES, WALKS, CorruptTableError, MissingTableError, UsageError
-from m3rec_spark.tables import Workspace, arrow_schema, local_path, refuse_overlap, write_atomically
+from m3rec_spark.tables import Workspace, arrow_schema
 
 ITEMS_TABLE = pa.table({"item": [0, 1], "item_id": ["007", "crème brûlée"], "markets": [2, 1]})
 
@@ -303,49 +304,26 @@ def test_every_table_belongs_to_a_stage() -> None:
     assert {table.stage for table in TABLES.values()} == set(STAGES)
 
 
-def test_local_paths(tmp_path: Path, monkeypatch) -> None:
-    real = Path(os.path.realpath(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    for text in (
-        f"{tmp_path}/a b",
-        f"{tmp_path}/a b/",
-        "a b",
-        "./x/../a b",
-        f"file:{real}/a%20b",
-        f"file://{real}/a%20b",
-    ):
-        assert local_path(text) == real / "a b", text
-    assert local_path("a%20b") == real / "a%20b"  # only a URI is unquoted
-    assert local_path("dbfs:/x/y") == Path("/dbfs/x/y")
-    assert local_path("/Volumes/c/s/v") == Path("/Volumes/c/s/v")
+def test_work_to_go_on_with_survives_a_failure(workspace: Workspace) -> None:
+    with pytest.raises(FileNotFoundError), workspace.resumable("sweep", "k" * 64) as folder:
+        ((folder / "step-3").touch(), (folder / "step-4").read_bytes())
+    with workspace.resumable("sweep", "k" * 64) as again:
+        assert again == folder
+        assert (again / "step-3").is_file()
+    assert not folder.exists()
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/x", "abfss://c@a/x", "hdfs://n/x", "http://h/x"])
-def test_other_schemes_are_refused(path: str) -> None:
-    with pytest.raises(UsageError, match=r"scheme '\w+:' is not a local path"):
-        Workspace(path)
+def test_work_under_another_key_is_removed(workspace: Workspace) -> None:
+    with pytest.raises(ZeroDivisionError), workspace.resumable("sweep", "old") as old:
+        raise ZeroDivisionError
+    with workspace.resumable("sweep", "new") as new:
+        assert new.is_dir()
+        assert not old.exists()
 
 
-def test_overlap_is_seen_through_every_disguise(tmp_path: Path, monkeypatch) -> None:
-    source = tmp_path / "data"
-    source.mkdir()
-    (tmp_path / "link").symlink_to(source)
-    monkeypatch.chdir(tmp_path)
-    outputs = [source, f"{source}/", "data", "./data/../data", f"file:{source}", f"file://{source}/", "link", "link/ws"]
-    for output in [*outputs, "data/ws", "."]:
-        with pytest.raises(UsageError, match="overlap"):
-            refuse_overlap(output, source)
-    with pytest.raises(UsageError, match="overlap"):
-        refuse_overlap("ws", "link/../data/../ws/items")
-    for output in ("ws", "data2", "dat", tmp_path / "database"):
-        refuse_overlap(output, source)  # a common beginning of the name is no overlap
-
-
-def test_write_atomically_leaves_nothing_beside(tmp_path: Path, monkeypatch) -> None:
-    path = tmp_path / "new" / "x.json"
-    write_atomically(path, b"old")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
-    with pytest.raises(OSError, match="no"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [file.name for file in path.parent.iterdir()] == ["x.json"]
+def test_scratch_of_a_killed_run_goes(workspace: Workspace) -> None:
+    left = workspace.root / "_scratch" / "walks-1"
+    left.mkdir(parents=True)
+    workspace.clear_scratch()
+    assert not left.exists()
+    workspace.clear_scratch()  # nothing there: no error

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from m3rec_spark.data.sources import Origin, Part, is_local, read_part, readable
-from m3rec_spark.tables import local_path, refuse_overlap
+from m3rec_spark.paths import local_path, refuse_overlap
 
 _WHOLE = 1 << 30  # bytes of a file that are hashed; a larger one goes by size and time of change
 

@@ -8,8 +8,6 @@ Notation: n items; A (n, n) co-occurrence counts; B (n, n) weights, row = item i
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from scipy import sparse
 
+from m3rec_spark.paths import replacing
 from m3rec_spark.schema import SIMILARITY
 from m3rec_spark.similarity.b_glob import filter_rows, normalise_rows, similarity_batch
 
@@ -158,9 +157,6 @@ def market_rows(folder: str, market: int) -> MarketRows:
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
-    """Under its name only when whole: a task that runs twice writes the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array)
-    os.replace(temporary, path)

@@ -9,10 +9,11 @@ import pyarrow as pa
 from m3rec_spark.evaluation.metrics import metrics_by_market
 from m3rec_spark.evaluation.ranks import rank_users
 from m3rec_spark.evaluation.report import bars, format_report, report_json, tracked_metrics
+from m3rec_spark.paths import write_atomically
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, M3RecScorer, PopularityScorer, Scorer
 from m3rec_spark.schema import CorruptTableError
 from m3rec_spark.stages.context import Context
-from m3rec_spark.tables import Workspace, arrow_schema, write_atomically
+from m3rec_spark.tables import Workspace, arrow_schema
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from m3rec_spark.config import Config, digest, flatten
+from m3rec_spark.paths import write_atomically
 from m3rec_spark.schema import SCHEMA_VERSION, STAGES, TABLES, CorruptTableError, DataError, MissingTableError
 from m3rec_spark.stages import evaluate, prepare, pretrain, train
 from m3rec_spark.stages.context import Context, spark_session
 from m3rec_spark.stages.prepare import source_digest
-from m3rec_spark.tables import Workspace, write_atomically
+from m3rec_spark.tables import Workspace
 from m3rec_spark.tracking.runs import Tracker, pipeline_run
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from m3rec_spark.data import clean, indexing, sources, split, summary
 from m3rec_spark.data.arrays import build_arrays, save_arrays
 from m3rec_spark.data.digests import digest_origin, refuse_workspace_in
 from m3rec_spark.evaluation.candidates import publish_candidates
+from m3rec_spark.paths import write_atomically
 from m3rec_spark.schema import RESERVED_MARKETS, DataError
 from m3rec_spark.stages.context import Context
-from m3rec_spark.tables import write_atomically
 
 log = logging.getLogger(__name__)
 

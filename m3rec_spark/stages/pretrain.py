@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
+from m3rec_spark.paths import write_atomically
 from m3rec_spark.schema import DataError
 from m3rec_spark.similarity import ease, gram, skipgram, walks
 from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.train import choose_device
-from m3rec_spark.tables import arrow_schema, write_atomically
+from m3rec_spark.tables import arrow_schema
 
 log = logging.getLogger(__name__)
 
