@@ -1,0 +1,213 @@
+"""Which solver of EASE (paper, eq. 4): time and memory of each, reckoned before anything is allocated.
+
+Flops, n items, o of them in several markets, s_m in market m alone, o_m = shared items that m sells:
+  driver, cuda    n^3                                    one n x n array, in place
+  markets         sum_m (s_m^3 + 2 s_m^2 o_m + s_m o_m^2 + 2 s_m o^2) + o^3 + 2 o (sum_m s_m)^2
+  sweep           n^3 (1 + t / n), tiles of t x t        8 n^3 / t bytes through the disk, n / t Spark jobs
+  neighbourhood   n m^3 / 3, m neighbours                approximate: never chosen, only asked for
+The rates are fixed numbers, not measured ones, so that the same machine always makes the same choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from m3rec_spark.data.arrays import MarketArrays
+from m3rec_spark.schema import CapacityError, UsageError
+
+CORE_FLOPS = 40e9  # float64 GEMM of a core, AVX2; LAPACK's inverse reaches INVERSE_SHARE of it
+INVERSE_SHARE = 0.8
+CUDA_FLOPS = 5e12
+DISK_BYTES = 1e9  # a second and core, page cache
+JOB_SECONDS = 0.3
+START_SECONDS = 3.0  # of a solver on Spark: workers, files
+_BLOCK = 512  # rows of B published at once
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the cost depends on."""
+
+    n_items: int
+    shared: int
+    """Items that several markets sell: o."""
+    own: tuple[int, ...]
+    """Items that market m alone sells: s_m."""
+    shared_sold: tuple[int, ...]
+    """Shared items that market m sells: o_m."""
+    users: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to compute with."""
+
+    cores: int
+    """Tasks that run at once."""
+    driver_cores: int
+    driver_bytes: int
+    """What the driver may take."""
+    task_bytes: int
+    """What a task may take."""
+    cuda_bytes: int | None = None
+    """Free memory of the GPU; None: there is none."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of one solver. obstacle: why it cannot be used, or ''."""
+
+    solver: str
+    flops: float
+    seconds: float
+    driver_bytes: int
+    task_bytes: int
+    disk_bytes: int
+    obstacle: str = ""
+
+
+def catalogue(arrays: MarketArrays) -> Catalogue:
+    """The sizes of the markets' own and shared items."""
+    in_markets = np.bincount(arrays.slot_items, minlength=arrays.n_items)
+    is_shared = in_markets[arrays.slot_items] > 1
+    slots = [arrays.market_slots(market) for market in range(arrays.n_markets)]
+    return Catalogue(
+        n_items=arrays.n_items,
+        shared=int((in_markets > 1).sum()),
+        own=tuple(int((~is_shared[s]).sum()) for s in slots),
+        shared_sold=tuple(int(is_shared[s].sum()) for s in slots),
+        users=tuple(int(count) for count in np.diff(arrays.user_offsets)),
+    )
+
+
+def estimate_all(
+    goods: Catalogue, machine: Machine, tile: int, neighbours: int, gram_cells: int, itemsize: int = 8
+) -> list[Estimate]:
+    """The cost of every solver, with what stands in its way.
+
+    Args:
+        goods: the catalogue.
+        machine: to run on.
+        tile: t of the sweep.
+        neighbours: m of the neighbourhood.
+        gram_cells: non-zero cells in the upper halves of the markets' Grams; an upper bound before they are counted.
+        itemsize: bytes of a number on the driver and on CUDA, 8 or 4.
+    """
+    return [
+        _driver(goods, machine, itemsize),
+        _cuda(goods, machine, itemsize),
+        _markets(goods, machine),
+        _sweep(goods, machine, tile),
+        _neighbourhood(goods, machine, neighbours, gram_cells),
+    ]
+
+
+def choose(estimates: Iterable[Estimate], wish: str) -> Estimate:
+    """The solver wished for, or with `auto` the fastest exact one that fits.
+
+    Raises:
+        CapacityError: it does not fit, or none does; names the bytes of all and the ways out.
+        UsageError: cuda is wished for where there is none.
+    """
+    known = {estimate.solver: estimate for estimate in estimates}
+    if wish != "auto":
+        if known[wish].obstacle.startswith("no GPU"):
+            raise UsageError("ease.solver=cuda, but torch sees no GPU: set ease.solver=auto, or install a CUDA build")
+        if known[wish].obstacle:
+            raise CapacityError(f"EASE by ease.solver={wish}: {known[wish].obstacle}; {_WAYS_OUT}")
+        return known[wish]
+    exact = [estimate for estimate in known.values() if estimate.solver != "neighbourhood"]
+    fitting = [estimate for estimate in exact if not estimate.obstacle]
+    if not fitting:
+        obstacles = "; ".join(f"{estimate.solver}: {estimate.obstacle}" for estimate in exact)
+        raise CapacityError(f"no exact solver of EASE fits ({obstacles}); {_WAYS_OUT}")
+    return min(fitting, key=lambda estimate: estimate.seconds)
+
+
+_WAYS_OUT = (
+    "raise clean.min_item_users to drop rare items, take a larger machine, raise ease.memory_gb if more is free than "
+    "it seems, or set ease.solver=neighbourhood (approximate)"
+)
+
+
+def table(estimates: Iterable[Estimate], chosen: Estimate) -> str:
+    """The plan as text, a line a solver."""
+    lines = [f"{'solver':<14}{'flops':>9}{'about s':>9}{'driver GB':>11}{'task GB':>9}{'disk GB':>9}"]
+    for one in estimates:
+        sizes = "".join(
+            f"{size / 1e9:>{width}.2f}"
+            for size, width in ((one.driver_bytes, 11), (one.task_bytes, 9), (one.disk_bytes, 9))
+        )
+        note = "  <- chosen" if one == chosen else f"  {one.obstacle}" if one.obstacle else ""
+        lines.append(f"{one.solver:<14}{one.flops:>9.1e}{one.seconds:>9.0f}{sizes}{note}")
+    return "\n".join(lines)
+
+
+def _driver(goods: Catalogue, machine: Machine, itemsize: int) -> Estimate:
+    n = goods.n_items
+    needed = itemsize * n**2 + 4 * itemsize * _BLOCK * n
+    rate = CORE_FLOPS * machine.driver_cores * INVERSE_SHARE * (8 / itemsize)
+    return Estimate("driver", n**3, n**3 / rate, needed, 0, 0, _lacks(machine, driver=needed))
+
+
+def _cuda(goods: Catalogue, machine: Machine, itemsize: int) -> Estimate:
+    n = goods.n_items
+    on_gpu, needed = 2 * itemsize * n**2, itemsize * n**2 + 4 * itemsize * _BLOCK * n
+    obstacle = "no GPU"
+    if machine.cuda_bytes is not None:
+        short = f"needs {on_gpu:,} bytes of GPU memory, {machine.cuda_bytes:,} are free"
+        obstacle = short if on_gpu > machine.cuda_bytes else _lacks(machine, driver=needed)
+    return Estimate("cuda", n**3, n**3 / (CUDA_FLOPS * 8 / itemsize) + 1, needed, 0, 0, obstacle)
+
+
+def _markets(goods: Catalogue, machine: Machine) -> Estimate:
+    o, s_all = goods.shared, sum(goods.own)
+    tasks = [
+        s**3 + 2 * s**2 * o_m + s * o_m**2 + 2 * s * o**2
+        for s, o_m in zip(goods.own, goods.shared_sold, strict=True)
+    ]  # fmt: skip
+    cross = 2 * o * s_all**2
+    flops = sum(tasks) + o**3 + cross
+    spread = max(max(tasks), sum(tasks) / machine.cores) + cross / machine.cores
+    seconds = START_SECONDS + spread / CORE_FLOPS + o**3 / (CORE_FLOPS * machine.driver_cores * INVERSE_SHARE)
+    task = max(8 * (s**2 + 2 * s * o_m + o_m**2) for s, o_m in zip(goods.own, goods.shared_sold, strict=True))
+    task = max(task, 8 * 3 * _BLOCK * goods.n_items)
+    driver = 8 * 2 * o**2
+    disk = 8 * sum(s**2 + s * (o + o_m) for s, o_m in zip(goods.own, goods.shared_sold, strict=True)) + 8 * o**2
+    return Estimate("markets", flops, seconds, driver, task, disk, _lacks(machine, driver=driver, task=task))
+
+
+def _sweep(goods: Catalogue, machine: Machine, tile: int) -> Estimate:
+    n = goods.n_items
+    steps = -(-n // tile)
+    flops = n**3 * (1 + tile / n)
+    disk, moved = 8 * n**2, 8 * n**2 * steps
+    seconds = START_SECONDS + flops / (CORE_FLOPS * machine.cores) + moved / (DISK_BYTES * machine.cores)
+    task = max(6 * 8 * tile**2, 8 * 3 * _BLOCK * n)
+    return Estimate(
+        "sweep", flops, seconds + steps * JOB_SECONDS, 0, task, disk, _lacks(machine, task=task)
+    )  # fmt: skip
+
+
+def _neighbourhood(goods: Catalogue, machine: Machine, neighbours: int, gram_cells: int) -> Estimate:
+    n, m = goods.n_items, min(neighbours, goods.n_items)
+    flops = n * (m**3 / 3 + m**2)
+    gather = 2 * gram_cells / max(n, 1) * m * n  # reads of the neighbours' rows of A
+    seconds = START_SECONDS + (flops / (CORE_FLOPS / 4) + gather / 1e9) / machine.cores
+    task = 8 * m**2 + 64 * n
+    driver = 20 * n * m
+    return Estimate(
+        "neighbourhood", flops, seconds, driver, task, 16 * gram_cells, _lacks(machine, driver=driver, task=task)
+    )
+
+
+def _lacks(machine: Machine, driver: int = 0, task: int = 0) -> str:
+    found = []
+    if driver > machine.driver_bytes:
+        found.append(f"needs {driver:,} bytes on the driver, which may take {machine.driver_bytes:,}")
+    if task > machine.task_bytes:
+        found.append(f"needs {task:,} bytes in a task, which may take {machine.task_bytes:,}")
+    return " and ".join(found)
