@@ -1,0 +1,51 @@
+"""docs/scaling.md's figures: a plot for every law in build/bench/results.json, and the table of slopes.
+
+Run after `make bench-full`:  python benchmarks/scaling.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from harness import RESULTS, ROOT
+
+FIGURES = ROOT / "docs" / "scaling"
+
+
+def main() -> None:
+    rows = [row for row in json.loads(RESULTS.read_text()) if row["peer"] == "law"]
+    if not rows:
+        raise SystemExit("no law in build/bench/results.json: run `make bench-full` first")
+    FIGURES.mkdir(exist_ok=True)
+    print("| stage | law | points | fitted slope |\n|---|---|---|---|")
+    for row in rows:
+        extra = row["extra"]
+        draw(row["stage"], row["size"], extra)
+        points = ", ".join(f"{x:g}: {y:.3g}" for x, y in extra["points"])
+        print(f"| {row['stage']} | {extra['y_label']} over {extra['x_label']} | {points} | {extra['slope']:.2f} |")
+
+
+def draw(stage: str, name: str, extra: dict) -> Path:
+    """A small log-log plot with the fitted power law."""
+    x, y = np.array(extra["points"]).T
+    slope, offset = np.polyfit(np.log(x), np.log(y), 1)
+    figure, axes = plt.subplots(figsize=(3.6, 2.6))
+    axes.loglog(x, y, "o", color="#1f5fa8")
+    axes.loglog(x, np.exp(offset) * x**slope, color="#1f5fa8", linewidth=1, alpha=0.6)
+    axes.set(xlabel=extra["x_label"], ylabel=extra["y_label"], title=f"{stage}: slope {slope:.2f}")
+    axes.title.set_fontsize(9)
+    figure.tight_layout()
+    path = FIGURES / f"{stage}-{name.replace(' ', '-')}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
+
+
+if __name__ == "__main__":
+    main()
