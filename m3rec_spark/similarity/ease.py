@@ -1,28 +1,35 @@
 """Intra-market item similarity: EASE^R in closed form (paper, eq. 3, 4; Steck 2019, arXiv:1905.03375).
 
 B = I - C diagMat(1 / diag C),  C = (A + lambda I)^-1,  so that diag B = 0.
-Cost: n^3 flops (Cholesky n^3/3, inverse from it 2 n^3/3) and one n x n float64 array, in place from A to B.
+Cost: n^3 flops (Cholesky n^3/3, inverse from it 2 n^3/3) and one n x n array, in place from A to B. Where there are
+fewer users than items, C comes from their side (Woodbury's identity for A = X'X) in u^3/3 + u^2 n + u n^2 flops:
+    C = (I - V'V) / lambda,    V = L^-1 X,    X X' + lambda I = L L'.
 
-Notation: n items; A (n, n) co-occurrence counts; B (n, n) weights, row = item in the history, column = item scored.
+Notation: n items; u users; X (u, n) histories; A (n, n) co-occurrence counts; B (n, n) weights, row = item in the
+history, column = item scored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
+from scipy import sparse
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
-from m3rec_spark.schema import DataError, UsageError
+from m3rec_spark.schema import CapacityError, DataError, UsageError
 from m3rec_spark.similarity.capacity import require
 
+Real = TypeVar("Real", np.float32, np.float64)
 BLOCK = 512  # rows worked on at once: the extra memory is a few BLOCK x n
+_GPU_ARRAYS = 3  # n x n on the GPU at once: the factor, cuSOLVER's copy of it, the inverse
 
 
-def bytes_needed(n_items: int) -> int:
-    """Peak memory of `solve`: one n x n float64 array and a few blocks of rows."""
-    return 8 * n_items**2 + 4 * 8 * BLOCK * n_items
+def bytes_needed(n_items: int, itemsize: int = 8) -> int:
+    """Peak memory of `solve`: one n x n array of numbers of itemsize bytes, and a few blocks of rows."""
+    return itemsize * n_items**2 + 4 * itemsize * BLOCK * n_items
 
 
 def plan(n_items: int, memory_gb: float | None) -> int:
@@ -42,11 +49,12 @@ def plan(n_items: int, memory_gb: float | None) -> int:
     return needed
 
 
-def solve(gram: NDArray[np.float64], lambda_f: float) -> NDArray[np.float64]:
+def solve(gram: NDArray[Real], lambda_f: float) -> NDArray[Real]:
     """B of eq. 4, in the memory of `gram`, which is lost.
 
     Args:
-        gram: (n, n) A, float64 in Fortran order; only the lower half is read.
+        gram: (n, n) A in Fortran order, only its lower half is read. float32 takes half the memory and time of
+            float64; how far that leads from the optimum is what `certificate` measures.
         lambda_f: ridge weight, > 0.
 
     Returns:
@@ -56,44 +64,150 @@ def solve(gram: NDArray[np.float64], lambda_f: float) -> NDArray[np.float64]:
         UsageError: lambda_f is not positive.
         DataError: A holds NaN or infinity, or A + lambda I is not positive definite; names the item.
     """
-    if not lambda_f > 0:
-        raise UsageError(f"lambda_f must be > 0 so that X'X + lambda_f I is positive definite, got {lambda_f}")
-    n = len(gram)
-    if gram.shape != (n, n) or gram.dtype != np.float64 or not gram.flags.f_contiguous:
-        raise ValueError(f"gram must be a square float64 array in Fortran order, got {gram.dtype} {gram.shape}")
-    _refuse_non_finite(gram)
-    gram[np.diag_indices(n)] += lambda_f
-    factor, minor = lapack.dpotrf(gram, lower=1, clean=0, overwrite_a=1)
-    if minor:
-        raise DataError(
-            f"X'X + {lambda_f} I is not positive definite: its leading minor of order {minor} fails, at item "
-            f"{minor - 1}. Counts of distinct pairs cannot do that: rebuild the Gram, or raise ease.lambda_f"
-        )
-    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    weights: NDArray[np.float64] = inverse.T  # C order, upper half: rows are contiguous, and C is symmetric
+    return _weights(invert(gram, lambda_f))
+
+
+def solve_by_users(X: sparse.csr_matrix, lambda_f: float) -> NDArray[Any]:
+    """B of eq. 4 from the users' side. Memory: n x n, u x n and u x u numbers.
+
+    Args:
+        X: (u, n) histories, float64 or float32: ones, times sqrt(w_m) in the rows of a market with weight w_m.
+        lambda_f: ridge weight, > 0.
+
+    Returns:
+        (n, n) B in C order with diagonal exactly 0.
+
+    Raises:
+        UsageError, DataError: as `solve`.
+    """
+    return _weights(invert_by_users(users_factor(X, X.shape[1], lambda_f), lambda_f))
+
+
+def solve_on_gpu(gram: NDArray[Real], lambda_f: float, device: str = "cuda") -> NDArray[Real]:
+    """As `solve`, by torch on the GPU; the result takes the memory of `gram` on the host.
+
+    Raises:
+        UsageError: torch sees no such device, or lambda_f is not positive.
+        CapacityError: three n x n arrays do not fit on it.
+        DataError: as `solve`.
+    """
+    import torch  # 2 s that Spark's workers, who use this module too, do without
+
+    _check(gram, lambda_f)
+    if torch.device(device).type == "cuda":
+        _require_gpu(_GPU_ARRAYS * gram.nbytes, device)
+    weights = torch.from_numpy(gram.T)  # in C order: the upper half
+    square = weights.to(device, copy=True)
+    square.diagonal().add_(lambda_f)
+    factor, minor = torch.linalg.cholesky_ex(square, upper=True)
+    del square
+    _refuse_minor(int(minor), lambda_f)
+    inverse = torch.cholesky_inverse(factor, upper=True)
+    del factor
+    inverse /= -inverse.diagonal().clone()
+    inverse.diagonal().zero_()
+    weights.copy_(inverse)
+    return gram.T
+
+
+def invert(gram: NDArray[Real], ridge: float) -> NDArray[Real]:
+    """(A + ridge I)^-1 in the memory of A; of both, the lower half is meant. Raises as `solve`."""
+    return invert_factor(cholesky(gram, ridge))
+
+
+def cholesky(gram: NDArray[Real], ridge: float, items: NDArray[Any] | None = None) -> NDArray[Real]:
+    """L of A + ridge I = L L' in the lower half of A's memory. items: of the rows, for the messages. Raises as `solve`.
+
+    LAPACK's int has 32 bits here, but OpenBLAS counts in 64: arrays of over 2^31 numbers (n > 46,340) are safe as long
+    as the upper half is not cleared, where the wrapper overflowed before SciPy 1.13 (scipy/scipy#17436).
+    """
+    _check(gram, ridge, items)
+    gram[np.diag_indices(len(gram))] += ridge
+    factor, minor = get_lapack_funcs("potrf", (gram,))(gram, lower=1, clean=0, overwrite_a=1)
+    _refuse_minor(minor, ridge, items)
+    return cast(NDArray[Real], factor)
+
+
+def invert_factor(factor: NDArray[Real]) -> NDArray[Real]:
+    """(L L')^-1 in the memory of L: the lower half."""
+    return cast(NDArray[Real], get_lapack_funcs("potri", (factor,))(factor, lower=1, overwrite_c=1)[0])
+
+
+def users_factor(X: sparse.csr_matrix, n_own: int, ridge: float) -> NDArray[Any]:
+    """V = L^-1 X (u, n) in Fortran order, with L L' = S S' + ridge I of the first n_own columns S of X.
+
+    Raises:
+        UsageError: ridge is not positive.
+    """
+    V = X.toarray(order="F")
+    factor = cholesky((X[:, :n_own] @ V[:, :n_own].T).T, ridge)
+    return cast(NDArray[Any], get_blas_funcs("trsm", (V,))(1.0, factor, V, lower=1, overwrite_b=1))
+
+
+def invert_by_users(V: NDArray[Real], ridge: float) -> NDArray[Real]:
+    """(S'S + ridge I)^-1 = (I - V'V) / ridge for V = `users_factor` of S: the lower half, in Fortran order."""
+    inverse: NDArray[Real] = get_blas_funcs("syrk", (V,))(-1.0 / ridge, V, trans=1, lower=1)
+    inverse[np.diag_indices(len(inverse))] += 1.0 / ridge
+    return inverse
+
+
+def mirror(lower: NDArray[Real]) -> NDArray[Real]:
+    """Copies the lower half onto the upper, by blocks, in place."""
+    for rows in _blocks(len(lower)):
+        for columns in _blocks(rows.start):
+            lower[columns, rows] = lower[rows, columns].T
+        corner = lower[rows, rows]
+        corner[:] = np.tril(corner) + np.tril(corner, k=-1).T
+    return lower
+
+
+def _weights(inverse: NDArray[Real]) -> NDArray[Real]:
+    """B from the lower half of C in Fortran order, in its memory: C is symmetric, so its transpose has B's rows."""
+    weights = mirror(inverse).T
     scale = -1.0 / np.diagonal(weights)
-    _mirror_upper(weights)
-    for rows in _blocks(n):
+    for rows in _blocks(len(weights)):
         weights[rows] *= scale
-    weights[np.diag_indices(n)] = 0.0
+    weights[np.diag_indices(len(weights))] = 0.0
     return weights
 
 
-def _refuse_non_finite(gram: NDArray[np.float64]) -> None:
-    """LAPACK may carry a NaN through to a partly NaN inverse without a word."""
-    for columns in _blocks(len(gram)):
+def _check(gram: NDArray[Any], ridge: float, items: NDArray[Any] | None = None) -> None:
+    if not 0 < ridge < np.inf:
+        raise UsageError(f"lambda_f must be > 0 so that X'X + lambda_f I is positive definite, got {ridge}")
+    n = len(gram)
+    if gram.shape != (n, n) or gram.dtype not in (np.float64, np.float32) or not gram.flags.f_contiguous:
+        raise ValueError(f"gram must be square, float64 or float32, in Fortran order, got {gram.dtype} {gram.shape}")
+    for columns in _blocks(n):  # LAPACK may carry a NaN through to a partly NaN inverse without a word
         bad = ~np.isfinite(gram[:, columns]).all(axis=0)
         if bad.any():
-            raise DataError(f"the Gram holds NaN or infinity in the column of item {columns.start + int(bad.argmax())}")
+            item = _item(columns.start + int(bad.argmax()), items)
+            raise DataError(f"the Gram holds NaN or infinity in the column of item {item}")
 
 
-def _mirror_upper(square: NDArray[np.float64]) -> None:
-    """Copies the upper half onto the lower, by blocks, in place."""
-    for rows in _blocks(len(square)):
-        for columns in _blocks(rows.start):
-            square[rows, columns] = square[columns, rows].T
-        corner = square[rows, rows]
-        corner[:] = np.triu(corner) + np.triu(corner, k=1).T
+def _refuse_minor(minor: int, ridge: float, items: NDArray[Any] | None = None) -> None:
+    if minor:
+        raise DataError(
+            f"X'X + {ridge} I is not positive definite: its leading minor of order {minor} fails, at item "
+            f"{_item(minor - 1, items)}. Counts of distinct pairs cannot do that: rebuild the Gram, or raise "
+            "ease.lambda_f"
+        )
+
+
+def _item(row: int, items: NDArray[Any] | None) -> int:
+    return row if items is None else int(items[row])
+
+
+def _require_gpu(needed: int, device: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError(f"ease.solver=cuda, but torch sees no GPU ({device}): set ease.solver=auto or driver")
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed > free:
+        raise CapacityError(
+            f"EASE on {device} needs {needed:,} bytes of GPU memory ({needed / 1e9:.3g} GB), {free:,} are free: "
+            "set ease.precision=float32, or ease.solver=auto for a solver that fits"
+        )
 
 
 def _blocks(n: int) -> Iterator[slice]:

@@ -4,9 +4,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import sparse
 
 from m3rec_spark.schema import CapacityError, DataError, UsageError
 from m3rec_spark.similarity import ease
@@ -53,6 +55,8 @@ def test_each_column_is_a_ridge_regression(X: np.ndarray, lambda_f: float) -> No
 def test_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ease, "BLOCK", 4)  # 11 items: two whole blocks and a rest
     gram = random_gram(11)
+    square = np.asfortranarray(gram)
+    assert (ease.mirror(lower(gram)) == square).all()
     np.testing.assert_allclose(ease.solve(lower(gram), 2.0), reference(gram, 2.0), atol=1e-12)
 
 
@@ -68,7 +72,7 @@ def test_in_place() -> None:
     assert peak < ease.bytes_needed(n) - gram.nbytes < 2 * gram.nbytes
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_lambda_must_be_positive(value: float) -> None:
     with pytest.raises(UsageError, match="lambda_f must be > 0"):
         ease.solve(lower(np.eye(2)), value)
@@ -89,9 +93,78 @@ def test_not_positive_definite_names_minor_and_item() -> None:
 
 
 def test_a_second_array_is_refused() -> None:
-    for bad in (np.eye(3, dtype=np.float32), np.zeros((2, 3)), np.ascontiguousarray(random_gram(4))):
-        with pytest.raises(ValueError, match="square float64 array in Fortran order"):
+    for bad in (np.eye(3, dtype=np.int64), np.zeros((2, 3)), np.ascontiguousarray(random_gram(4))):
+        with pytest.raises(ValueError, match="square, float64 or float32, in Fortran order"):
             ease.solve(bad, 1.0)
+
+
+def test_float32_is_near_and_takes_half() -> None:
+    n = 300
+    gram = random_gram(n)
+    single = lower(gram).astype(np.float32, order="F")
+    weights = ease.solve(single, 5.0)
+    assert weights.dtype == np.float32
+    assert np.shares_memory(weights, single)
+    error = np.abs(weights - reference(gram, 5.0)).max()
+    assert 0 < error < 1e-5
+    assert ease.bytes_needed(n, itemsize=4) == ease.bytes_needed(n) / 2
+
+
+@given(BINARY, st.floats(0.1, 100))
+@settings(deadline=None)
+def test_users_side(X: np.ndarray, lambda_f: float) -> None:
+    gram = X.T @ X
+    weights = ease.solve_by_users(sparse.csr_matrix(X), lambda_f)
+    np.testing.assert_allclose(weights, reference(gram, lambda_f), atol=1e-10)
+    assert (np.diag(weights) == 0).all()
+
+
+def test_users_side_by_hand() -> None:
+    # one user of items 0 and 1, weight 4: A = [[4, 4], [4, 4]], + 1 I = [[5, 4], [4, 5]], B01 = 4 / 5
+    weights = ease.solve_by_users(sparse.csr_matrix([[2.0, 2.0]]), 1.0)
+    np.testing.assert_allclose(weights, [[0, 0.8], [0.8, 0]], rtol=1e-14)
+
+
+def test_users_side_in_float32() -> None:
+    X = np.random.default_rng(0).random((20, 50)) < 0.2
+    weights = ease.solve_by_users(sparse.csr_matrix(X, dtype=np.float32), 2.0)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights, reference(X.T.astype(float) @ X, 2.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_by_torch_as_by_lapack(dtype: type) -> None:
+    """The code for the GPU, on torch's CPU device."""
+    gram = random_gram(70)
+    square = lower(gram).astype(dtype, order="F")
+    weights = ease.solve_on_gpu(square, 3.0, device="cpu")
+    assert weights.dtype == dtype
+    assert weights.flags.c_contiguous
+    assert np.shares_memory(weights, square)
+    assert (np.diag(weights) == 0).all()
+    np.testing.assert_allclose(weights, reference(gram, 3.0), atol=1e-12 if dtype == np.float64 else 1e-5)
+
+
+def test_by_torch_refuses_as_lapack() -> None:
+    with pytest.raises(DataError, match="order 3 fails, at item 2"):
+        ease.solve_on_gpu(lower(np.diag([1.0, 1.0, -5.0, 1.0])), 2.0, device="cpu")
+    with pytest.raises(DataError, match="column of item 1"):
+        ease.solve_on_gpu(lower(np.diag([1.0, np.nan])), 2.0, device="cpu")
+    with pytest.raises(UsageError, match="lambda_f must be > 0"):
+        ease.solve_on_gpu(lower(np.eye(2)), 0.0, device="cpu")
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="torch sees no GPU"):
+        ease.solve_on_gpu(lower(np.eye(2)), 1.0)
+
+
+def test_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 8 * 9 - 1, 10**9))
+    with pytest.raises(CapacityError, match=r"needs 216 bytes of GPU memory.*215 are free"):
+        ease.solve_on_gpu(lower(np.eye(3)), 1.0, device="cuda:1")
 
 
 def test_duplicate_and_empty_items() -> None:
