@@ -20,6 +20,14 @@ def filter_rows(rows: NDArray[np.float64], epsilon: float) -> sparse.csr_matrix:
     return sparse.csr_matrix((rows[row, column].astype(np.float32), (row, column)), shape=rows.shape)
 
 
+def filter_sparse(matrix: sparse.csr_matrix, epsilon: float) -> sparse.csr_matrix:
+    """The same of a B that is sparse already."""
+    cells = matrix.tocoo()
+    kept = (cells.data >= epsilon) & (cells.data > 0)
+    entries = (cells.data[kept].astype(np.float32), (cells.row[kept], cells.col[kept]))
+    return sparse.csr_matrix(entries, shape=matrix.shape)
+
+
 def normalise_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     """Normalize of eq. 7: every row divided by its sum (summed in float64); an empty row stays 0."""
     sums = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()

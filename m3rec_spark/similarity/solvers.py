@@ -2,7 +2,7 @@
 
 Flops, n items, o of them in several markets, s_m in market m alone, o_m = shared items that m sells:
   driver, cuda    n^3                                    one n x n array, in place
-  markets         sum_m (s_m^3 + 2 s_m^2 o_m + s_m o_m^2 + 2 s_m o^2) + o^3 + 2 o (sum_m s_m)^2
+  markets         sum_m (s_m^3 + 2 s_m^2 o_m + s_m o_m^2 + 2 s_m o_m o) + o^3 + 2 o (sum_m s_m)^2
   sweep           n^3 (1 + t / n), tiles of t x t        8 n^3 / t bytes through the disk, n / t Spark jobs
   neighbourhood   n m^3 / 3, m neighbours                approximate: never chosen, only asked for
 The rates are fixed numbers, not measured ones, so that the same machine always makes the same choice.
@@ -17,6 +17,7 @@ import numpy as np
 
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.schema import CapacityError, UsageError
+from m3rec_spark.similarity.markets import market_cost
 
 CORE_FLOPS = 40e9  # float64 GEMM of a core, AVX2; LAPACK's inverse reaches INVERSE_SHARE of it
 INVERSE_SHARE = 0.8
@@ -33,9 +34,9 @@ class Catalogue:
 
     n_items: int
     shared: int
-    """Items that several markets sell: o."""
+    """Items that users of several markets bought: o."""
     own: tuple[int, ...]
-    """Items that market m alone sells: s_m."""
+    """Items that only users of market m bought: s_m."""
     shared_sold: tuple[int, ...]
     """Shared items that market m sells: o_m."""
     users: tuple[int, ...]
@@ -71,14 +72,14 @@ class Estimate:
 
 def catalogue(arrays: MarketArrays) -> Catalogue:
     """The sizes of the markets' own and shared items."""
-    in_markets = np.bincount(arrays.slot_items, minlength=arrays.n_items)
-    is_shared = in_markets[arrays.slot_items] > 1
-    slots = [arrays.market_slots(market) for market in range(arrays.n_markets)]
+    bought = np.asarray(arrays.slot_counts) > 0
+    in_markets = np.bincount(arrays.slot_items[bought], minlength=arrays.n_items)
+    markets = [arrays.slot_items[s][bought[s]] for s in map(arrays.market_slots, range(arrays.n_markets))]
     return Catalogue(
         n_items=arrays.n_items,
         shared=int((in_markets > 1).sum()),
-        own=tuple(int((~is_shared[s]).sum()) for s in slots),
-        shared_sold=tuple(int(is_shared[s].sum()) for s in slots),
+        own=tuple(int((in_markets[items] == 1).sum()) for items in markets),
+        shared_sold=tuple(int((in_markets[items] > 1).sum()) for items in markets),
         users=tuple(int(count) for count in np.diff(arrays.user_offsets)),
     )
 
@@ -164,20 +165,16 @@ def _cuda(goods: Catalogue, machine: Machine, itemsize: int) -> Estimate:
 
 
 def _markets(goods: Catalogue, machine: Machine) -> Estimate:
-    o, s_all = goods.shared, sum(goods.own)
-    tasks = [
-        s**3 + 2 * s**2 * o_m + s * o_m**2 + 2 * s * o**2
-        for s, o_m in zip(goods.own, goods.shared_sold, strict=True)
-    ]  # fmt: skip
-    cross = 2 * o * s_all**2
-    flops = sum(tasks) + o**3 + cross
+    o, rows = goods.shared, 8 * 3 * _BLOCK * goods.n_items
+    sizes = list(zip(goods.own, goods.shared_sold, goods.users, strict=True))
+    costs = [market_cost(s, o_m, o, users) for s, o_m, users in sizes]
+    tasks, cross = [cost.flops for cost in costs], 2 * o * sum(goods.own) ** 2
     spread = max(max(tasks), sum(tasks) / machine.cores) + cross / machine.cores
     seconds = START_SECONDS + spread / CORE_FLOPS + o**3 / (CORE_FLOPS * machine.driver_cores * INVERSE_SHARE)
-    task = max(8 * (s**2 + 2 * s * o_m + o_m**2) for s, o_m in zip(goods.own, goods.shared_sold, strict=True))
-    task = max(task, 8 * 3 * _BLOCK * goods.n_items)
-    driver = 8 * 2 * o**2
-    disk = 8 * sum(s**2 + s * (o + o_m) for s, o_m in zip(goods.own, goods.shared_sold, strict=True)) + 8 * o**2
-    return Estimate("markets", flops, seconds, driver, task, disk, _lacks(machine, driver=driver, task=task))
+    driver, task = 8 * 2 * o**2, max(rows, *(cost.task_bytes for cost in costs))
+    disk = 8 * sum(s**2 + s * (o + o_m) + o_m**2 for s, o_m, _ in sizes) + 8 * o**2
+    obstacle = _lacks(machine, driver=driver, task=task)
+    return Estimate("markets", sum(tasks) + o**3 + cross, seconds, driver, task, disk, obstacle)
 
 
 def _sweep(goods: Catalogue, machine: Machine, tile: int) -> Estimate:
@@ -187,9 +184,8 @@ def _sweep(goods: Catalogue, machine: Machine, tile: int) -> Estimate:
     disk, moved = 8 * n**2, 8 * n**2 * steps
     seconds = START_SECONDS + flops / (CORE_FLOPS * machine.cores) + moved / (DISK_BYTES * machine.cores)
     task = max(6 * 8 * tile**2, 8 * 3 * _BLOCK * n)
-    return Estimate(
-        "sweep", flops, seconds + steps * JOB_SECONDS, 0, task, disk, _lacks(machine, task=task)
-    )  # fmt: skip
+    seconds += steps * JOB_SECONDS
+    return Estimate("sweep", flops, seconds, 0, task, disk, _lacks(machine, task=task))
 
 
 def _neighbourhood(goods: Catalogue, machine: Machine, neighbours: int, gram_cells: int) -> Estimate:

@@ -23,6 +23,17 @@ def test_epsilon_zero_keeps_no_zeros() -> None:
     assert b_glob.filter_rows(np.array([[0, 1.0], [-1.0, 0]]), 0.0).nnz == 1
 
 
+def test_a_sparse_matrix_is_filtered_as_a_dense_one() -> None:
+    weights = np.random.default_rng(0).normal(size=(9, 9))
+    weights[np.abs(weights) < 0.3] = 0
+    weights[2, 3] = 0.5
+    for epsilon in (0.0, 0.5):
+        found = b_glob.filter_sparse(sparse.csr_matrix(weights), epsilon)
+        np.testing.assert_array_equal(found.toarray(), b_glob.filter_rows(weights, epsilon).toarray())
+        assert found.nnz == b_glob.filter_rows(weights, epsilon).nnz
+        assert found.dtype == np.float32
+
+
 def test_tailor_by_hand() -> None:
     similarity = sparse.csr_matrix(np.array([[0, 0.25, 0.75], [1, 0, 0], [0.5, 0.5, 0]], np.float32))
     tailored = b_glob.tailor(similarity, np.array([2, 1]))  # 2 -> 1 is all that is left of row 2; of row 1 nothing
