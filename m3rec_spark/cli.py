@@ -80,6 +80,11 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.print_config:
         print(to_yaml(config), end="")
         return 0
+    if arguments.command == "pretrain" and arguments.plan:
+        from m3rec_spark.stages.pipeline import plan_pretrain
+
+        print(plan_pretrain(config, Workspace(_workspace(arguments))))
+        return 0
     _stages(arguments, config, Workspace(_workspace(arguments)))
     if arguments.command == "demo":
         print(_NEXT)
@@ -128,7 +133,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "demo": "all stages on a generated five-market shop",
     }
     for name, text in described.items():
-        commands.add_parser(name, parents=[common, running], help=text, description=text)
+        command = commands.add_parser(name, parents=[common, running], help=text, description=text)
+        if name == "pretrain":
+            command.add_argument("--plan", action="store_true", help="print solver, time and memory, and stop")
     commands.add_parser("doctor", parents=[common], help="check versions, Java, write access, tracking")
     data = commands.add_parser("data", parents=[common], help="download public data")
     data.add_argument("name", choices=["xmarket"])

@@ -32,6 +32,12 @@ class Context:
     """Provenance key of what the stage writes."""
     resume: bool = False
     """Continue from the last checkpoint (train)."""
+    force: bool = False
+    """Make anew even the tables of the stage that are fresh (pretrain)."""
+
+    def is_fresh(self, *tables: str) -> bool:
+        """Whether an interrupted run of this very stage has published the tables already."""
+        return not self.force and all(self.workspace.state(table, self.key) == "fresh" for table in tables)
 
     def spark(self) -> SparkSession:
         """The active session, else a new one; never stopped here."""

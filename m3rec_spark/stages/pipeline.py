@@ -63,12 +63,24 @@ def run_stages(
         require_fresh(stage, workspace, keys[stage])
     name = f"m3rec {stages[0] if len(stages) == 1 else 'run'}"
     if not config.tracking.enabled:
-        _run_all(todo, config, workspace, keys, Tracker(), resume)
+        _run_all(todo, config, workspace, keys, Tracker(), resume, force)
         return
     with pipeline_run(config.tracking.uri, config.tracking.experiment, name, workspace.root) as tracker:
         tracker.params(dict(flatten(config)))
         tracker.json(config.model_dump(mode="json"), "config.json")
-        _run_all(todo, config, workspace, keys, tracker, resume)
+        _run_all(todo, config, workspace, keys, tracker, resume, force)
+
+
+def plan_pretrain(config: Config, workspace: Workspace) -> str:
+    """What pretrain would do on this workspace: solvers with time and memory, bytes of the other steps.
+
+    Raises:
+        MissingTableError: prepare has not run.
+        CapacityError: it would be refused.
+    """
+    keys = stage_keys(config, _source_digest(config, workspace, reads_source=False))
+    require_fresh("prepare", workspace, keys["prepare"])
+    return pretrain.plan(Context(config, workspace, Tracker(), keys["pretrain"]))
 
 
 def stage_keys(config: Config, source: str) -> dict[str, str]:
@@ -77,7 +89,12 @@ def stage_keys(config: Config, source: str) -> dict[str, str]:
     markets = [sorted(config.source.markets), sorted(config.source.holdouts)]
     settings = {
         "prepare": (SCHEMA_VERSION, source, layout, markets, config.clean, config.split, config.candidates),
-        "pretrain": (config.gram, config.ease.model_dump(exclude={"memory_gb"}), config.walks, config.skipgram),
+        "pretrain": (
+            config.gram.model_dump(exclude={"pairs_per_task"}),
+            config.ease.model_dump(exclude={"memory_gb"}),
+            config.walks.model_dump(exclude={"engine"}),
+            config.skipgram,
+        ),
         "train": (config.train.model_dump(exclude={"device"}),),
         "evaluate": (config.evaluate,),
     }
@@ -105,14 +122,21 @@ def require_fresh(stage: str, workspace: Workspace, key: str) -> None:
 
 
 def _run_all(
-    stages: Sequence[str], config: Config, workspace: Workspace, keys: dict[str, str], tracker: Tracker, resume: bool
+    stages: Sequence[str],
+    config: Config,
+    workspace: Workspace,
+    keys: dict[str, str],
+    tracker: Tracker,
+    resume: bool,
+    force: bool,
 ) -> None:
+    workspace.clear_scratch()
     for stage in stages:
         log.info("%s: starts", stage)
         start = time.perf_counter()
         with tracker.child(stage) as child:
             child.params(dict(flatten(config)))
-            RUN[stage](Context(config, workspace, child, keys[stage], resume))
+            RUN[stage](Context(config, workspace, child, keys[stage], resume, force))
             seconds = time.perf_counter() - start
             child.metrics({"seconds": seconds})
         log.info("%s: done in %.1f s", stage, seconds)

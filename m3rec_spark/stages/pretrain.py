@@ -1,4 +1,7 @@
-"""Stage 2: interactions, arrays -> gram, ease, similarity, walks, item_vectors; reports/pretrain.json."""
+"""Stage 2: interactions, arrays -> gram, ease, similarity, walks, item_vectors; reports/pretrain.json.
+
+A table that an interrupted run of the same stage has published is kept: only what is missing is made.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 from scipy import sparse
 
-from m3rec_spark.data.arrays import MarketArrays, open_arrays
+from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
+from m3rec_spark.evaluation.validation import validation_sample
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.schema import DataError
-from m3rec_spark.similarity import ease, gram, skipgram, walks
+from m3rec_spark.similarity import b_glob, entries, gram, skipgram, walks
+from m3rec_spark.similarity.probe import Probe, held_out_pairs
+from m3rec_spark.stages import solve
 from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.train import choose_device
 from m3rec_spark.tables import arrow_schema
@@ -26,6 +31,7 @@ from m3rec_spark.tables import arrow_schema
 log = logging.getLogger(__name__)
 
 REPORT = "reports/pretrain.json"
+PROBE_PAIRS = 5000  # held-out pairs that judge V-Glob after each epoch
 Report = dict[str, Any]
 
 
@@ -38,68 +44,82 @@ def run(context: Context) -> None:
     """
     arrays = open_arrays(context.workspace.folder("arrays"))
     report: Report = {"items": arrays.n_items, "pairs": len(arrays.slots), "seconds": {}}
-    _plan(context, arrays, report)
+    solver = _plan(context, arrays, report)
     with _timed("gram", report):
-        _publish_gram(context, report)
-    with _timed("ease", report):  # its n x n array is gone when the step ends
-        similarity = _publish_similarity(context, arrays.n_items, report)
+        _publish_gram(context, arrays, report)
+    with _timed("ease", report):  # its memory is given back when the step ends
+        similarity = _similarity(context, arrays, solver, report)
     with _timed("walks", report):
         degrees = _publish_walks(context, arrays, report)
     with _timed("skipgram", report):
-        _publish_item_vectors(context, similarity, degrees, report)
+        _publish_item_vectors(context, arrays, similarity, degrees, report)
     write_atomically(context.workspace.root / REPORT, json.dumps(report, indent=1).encode())
     context.tracker.json(report, "pretrain.json")
     context.tracker.metrics({f"pretrain/{step}_seconds": seconds for step, seconds in report["seconds"].items()})
 
 
-def _plan(context: Context, arrays: MarketArrays, report: Report) -> None:
-    """Refuses what cannot be done, or does not fit, before the first job starts."""
+def plan(context: Context) -> str:
+    """What `run` would do: the solvers with time and memory, and the bytes of the other steps.
+
+    Raises:
+        CapacityError, DataError: it would be refused.
+    """
+    arrays = open_arrays(context.workspace.folder("arrays"))
+    report: Report = {}
+    _plan(context, arrays, report)
+    others = ", ".join(f"{step} {size / 1e9:.2f} GB" for step, size in report["bytes"].items())
+    return f"{report['plan']}\nmemory on the driver, one after another: {others}"
+
+
+def _plan(context: Context, arrays: MarketArrays, report: Report) -> str:
+    """The solver to use. Refuses what cannot be done, or does not fit, before the first step starts."""
     if np.diff(arrays.indptr).max(initial=0) < 2:
         raise DataError("no user has two items in the train split: no item is like another; prepare other data")
+    solve.market_weights(context)
     n, settings, steps = arrays.n_items, context.config.skipgram, context.config.walks
-    report["bytes"] = needed = {
-        "ease": ease.plan(n, context.config.ease.memory_gb),
+    chosen, report["plan"] = solve.plan(context, arrays, context.spark())
+    report["bytes"] = {
+        "ease": chosen.driver_bytes,
         "walks": walks.plan(len(arrays.slots), n),
         "skipgram": skipgram.plan(
             n, n * steps.per_item, steps.length, settings.dimension, settings.shared, settings.batch_walks
         ),
     }
-    log.info(
-        "memory on the driver, one after another: EASE %.2f GB (%d items), walks %.2f GB, skip-gram %.2f GB",
-        needed["ease"] / 1e9, n, needed["walks"] / 1e9, needed["skipgram"] / 1e9,
-    )  # fmt: skip
+    for line in report["plan"].splitlines():
+        log.info("%s", line)
+    return chosen.solver
 
 
-def _publish_gram(context: Context, report: Report) -> None:
+def _publish_gram(context: Context, arrays: MarketArrays, report: Report) -> None:
+    """One Gram a market, straight from the histories."""
     settings, workspace = context.config.gram, context.workspace
-    train = workspace.read(context.spark(), "interactions").filter("split = 'train'")
-    cells = gram.gram_by_market(train, settings.tile, settings.pairs_per_task)
-    report["gram_cells"] = workspace.write(cells, "gram", context.key).rows
-    log.info("Gram: %d cells in the upper halves of all markets", report["gram_cells"])
+    if context.is_fresh("gram"):
+        log.info("Gram: kept from the run before")
+        return
+    with workspace.scratch("gram") as scratch, workspace.publishing("gram", context.key) as folder:
+        source = workspace.folder("arrays")
+        if settings.max_history is not None:
+            source = scratch / "capped"
+            source.mkdir()
+            arrays, capped = gram.cap_histories(arrays, settings.max_history, context.config.walks.seed)
+            save_arrays(arrays, source)
+            report["capped"] = {"users": capped.users, "pairs": capped.pairs}
+            log.warning(
+                "Gram: approximate, gram.max_history=%d left out %d pairs of %d users",
+                settings.max_history, capped.pairs, capped.users,
+            )  # fmt: skip
+        entries.save_entries(entries.transpose(arrays.indptr, arrays.slots, len(arrays.slot_items)), scratch)
+        found = gram.write_gram(context.spark(), source, scratch, folder, settings.pairs_per_task)
+    report["gram_cells"] = found.cells
+    log.info("Gram: %d cells in the upper halves of all markets", found.cells)
 
 
-def _publish_similarity(context: Context, n_items: int, report: Report) -> sparse.csr_matrix:
-    """The ease folder and B-Glob; gives the latter."""
-    settings, workspace = context.config.ease, context.workspace
-    cells = ds.dataset(workspace.folder("gram"), format="parquet")
-    columns = ["item_a", "item_b", "count"]
-    ease.plan(n_items, settings.memory_gb)  # again: Spark has taken memory since
-    dense = gram.dense_gram(cells.to_batches(columns=columns), n_items)
-    weights = ease.solve(dense, settings.lambda_f)
-    certificate = ease.certificate(cells.to_batches(columns=columns), weights, settings.lambda_f)
-    header = {"lambda_f": settings.lambda_f, "n_items": n_items, "certificate": certificate}
-    with workspace.publishing("ease", context.key) as folder:
-        ease.save_weights(weights, folder / "weights.npy")
-        (folder / "ease.json").write_text(json.dumps(header), encoding="utf-8")
-    similarity = ease.normalise_rows(ease.filter_rows(weights, settings.epsilon))
-    workspace.write_arrow(ease.similarity_batches(similarity), "similarity", context.key)
-    empty = int((np.diff(similarity.indptr) == 0).sum())
-    report |= {"certificate": certificate, "similarity_entries": similarity.nnz, "similarity_empty_rows": empty}
-    log.info(
-        "EASE: certificate %.1e; B-Glob keeps %d entries >= %g, %d items have none",
-        certificate, similarity.nnz, settings.epsilon, empty,
-    )  # fmt: skip
-    return similarity
+def _similarity(context: Context, arrays: MarketArrays, solver: str, report: Report) -> sparse.csr_matrix:
+    """B-Glob, and with it the table ease."""
+    if not context.is_fresh("ease", "similarity"):
+        return solve.publish_similarity(context, arrays, solver, report)
+    log.info("EASE: kept from the run before")
+    return b_glob.similarity_matrix(context.workspace.read_arrow("similarity"), arrays.n_items)
 
 
 def _publish_walks(context: Context, arrays: MarketArrays, report: Report) -> NDArray[np.int64]:
@@ -108,31 +128,43 @@ def _publish_walks(context: Context, arrays: MarketArrays, report: Report) -> ND
     graph = walks.build_graph(arrays.indptr, arrays.items, arrays.n_items, settings.self_loops)
     degrees = graph.degrees()
     isolated = int((degrees == 0).sum())
-    with workspace.scratch("walks") as folder:
-        walks.save_graph(graph, folder)
-        frame = walks.sample_walks(context.spark(), folder, settings.per_item, settings.length, settings.seed)
-        report["walks"] = workspace.write(frame, "walks", context.key).rows
+    if context.is_fresh("walks"):
+        log.info("walks: kept from the run before")
+    else:
+        with workspace.scratch("walks") as folder:
+            walks.save_graph(graph, folder)
+            frame = walks.sample_walks(
+                context.spark(), folder, settings.per_item, settings.length, settings.seed,
+                return_p=settings.return_p, inout_q=settings.inout_q,
+            )  # fmt: skip
+            report["walks"] = workspace.write(frame, "walks", context.key).rows
+        log.info("walks: %d of %d items; %d items have no neighbour", report["walks"], settings.length, isolated)
     report["items_without_neighbour"] = isolated
-    log.info("walks: %d of %d items; %d items have no neighbour", report["walks"], settings.length, isolated)
     return degrees
 
 
 def _publish_item_vectors(
-    context: Context, similarity: sparse.csr_matrix, degrees: NDArray[np.int64], report: Report
+    context: Context, arrays: MarketArrays, similarity: sparse.csr_matrix, degrees: NDArray[np.int64], report: Report
 ) -> None:
     """V-Glob of the items that have a neighbour: the others were in no walk."""
     settings, workspace = context.config.skipgram, context.workspace
     losses: list[float] = []
+    aucs: list[float] = []
 
-    def on_epoch(epoch: int, loss: float) -> None:
+    def on_epoch(epoch: int, loss: float, auc: float | None) -> None:
         losses.append(loss)
-        context.tracker.metrics({"skipgram/loss": loss}, step=epoch)
+        told = {"skipgram/loss": loss}
+        if auc is not None:
+            aucs.append(auc)
+            told["skipgram/auc"] = auc
+        context.tracker.metrics(told, step=epoch)
 
     vectors = skipgram.fit_item_vectors(
         walks.walk_matrix(workspace.read_arrow("walks")),
         similarity if settings.smooth else None,
         degrees,
         device=choose_device(context.config.train.device),
+        probe=_probe(context, arrays, degrees),
         on_epoch=on_epoch,
         **settings.model_dump(exclude={"smooth"}),
     )
@@ -141,7 +173,21 @@ def _publish_item_vectors(
     schema = arrow_schema("item_vectors")
     table = pa.table({"item": walked, "vector": values.cast(schema.field("vector").type)}, schema=schema)
     workspace.write_arrow(table, "item_vectors", context.key)
-    report |= {"skipgram_losses": losses, "item_vectors": len(walked)}
+    report |= {"skipgram_losses": losses, "skipgram_auc": aucs, "item_vectors": len(walked)}
+
+
+def _probe(context: Context, arrays: MarketArrays, degrees: NDArray[np.int64]) -> Probe | None:
+    """Held-out pairs of the validation half; None where nothing is held out."""
+    seed = context.config.skipgram.seed
+    sample = validation_sample(context.workspace.folder("candidates"), PROBE_PAIRS, seed)
+    if not sample.num_rows:
+        return None
+    market, user, item = (sample[name].to_numpy().astype(np.int64) for name in ("market", "user", "positive"))
+    markets_of_slots = np.repeat(np.arange(arrays.n_markets), np.diff(arrays.slot_offsets))
+    slots = np.searchsorted(markets_of_slots * arrays.n_items + arrays.slot_items, market * arrays.n_items + item)
+    return held_out_pairs(
+        arrays, arrays.user_offsets[market] + user, slots, degrees > 0, at_most=PROBE_PAIRS, seed=seed
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from pyspark.sql import SparkSession
-from small_workspace import publish_random_shop, publish_shop
+from small_workspace import publish, publish_random_shop, publish_shop
 
 from m3rec_spark.config import load
 from m3rec_spark.data.arrays import open_arrays
-from m3rec_spark.schema import TABLES, CapacityError, DataError
-from m3rec_spark.similarity.ease import similarity_matrix
+from m3rec_spark.schema import TABLES, CapacityError, DataError, UsageError
+from m3rec_spark.similarity.b_glob import similarity_matrix
 from m3rec_spark.similarity.walks import walk_matrix
+from m3rec_spark.similarity.weights import market_rows
 from m3rec_spark.stages import pretrain
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace
@@ -23,7 +25,7 @@ from m3rec_spark.tracking.runs import Tracker
 
 KEY = "a" * 64
 SETTINGS = [
-    "ease.lambda_f=2", "ease.epsilon=0.05", "gram.tile=8", "gram.pairs_per_task=60", "walks.per_item=4",
+    "ease.lambda_f=2", "ease.epsilon=0.05", "ease.tile=16", "gram.pairs_per_task=60", "walks.per_item=4",
     "walks.length=6", "skipgram.dimension=8", "skipgram.shared=16", "skipgram.batch_walks=32", "skipgram.epochs=2",
     "train.device=cpu",
 ]  # fmt: skip
@@ -43,6 +45,10 @@ class Recorder(Tracker):
 
 def run(workspace: Workspace, *overrides: str) -> Recorder:
     tracker = Recorder()
+    if workspace.manifest("candidates") is None:
+        held = workspace.read_arrow("interactions").filter(pc.field("split") == "valid").to_pylist()
+        rows = [(row["market"], row["user"], row["item"], "valid", False, [0]) for row in held]
+        publish(workspace, "candidates", rows)
     pretrain.run(Context(load(overrides=[*SETTINGS, *overrides]), workspace, tracker, KEY))
     return tracker
 
@@ -77,22 +83,133 @@ def test_gram_counts_train_pairs_only(done: tuple[Workspace, Recorder]) -> None:
     assert len(set(gram["market"].to_pylist())) == 3
 
 
+def by_hand(workspace: Workspace, market_weights: dict[int, float] | None = None) -> np.ndarray:
+    """B of eq. 4 for lambda 2, by the definition."""
+    arrays = open_arrays(workspace.folder("arrays"))
+    X = train_matrix(workspace)
+    for market, weight in (market_weights or {}).items():
+        X[arrays.user_offsets[market] : arrays.user_offsets[market + 1]] *= np.sqrt(weight)
+    C = np.linalg.inv(X.T @ X + 2.0 * np.eye(X.shape[1]))
+    B = -C / np.diag(C)
+    np.fill_diagonal(B, 0)
+    return B
+
+
+def assert_ease_is(workspace: Workspace, B: np.ndarray) -> None:
+    arrays = open_arrays(workspace.folder("arrays"))
+    for market in range(arrays.n_markets):
+        items = arrays.slot_items[arrays.market_slots(market)]
+        found = market_rows(str(workspace.folder("ease")), market)(np.arange(len(items)))
+        np.testing.assert_allclose(found, B[np.ix_(items, items)], atol=1e-7)  # stored as float32
+
+
+def b_glob(workspace: Workspace) -> np.ndarray:
+    n_items = open_arrays(workspace.folder("arrays")).n_items
+    return similarity_matrix(workspace.read_arrow("similarity"), n_items).toarray()
+
+
 def test_ease_is_eq_4(done: tuple[Workspace, Recorder]) -> None:
     workspace, _ = done
-    X = train_matrix(workspace)
-    C = np.linalg.inv(X.T @ X + 2 * np.eye(X.shape[1]))
-    expected = np.eye(len(C)) - C / np.diag(C)
-    weights = np.load(workspace.folder("ease") / "weights.npy")
-    assert weights.dtype == np.float32
-    np.testing.assert_allclose(weights, expected, atol=1e-6)
+    assert_ease_is(workspace, by_hand(workspace))
     header = json.loads((workspace.folder("ease") / "ease.json").read_text())
-    assert (header["lambda_f"], header["n_items"]) == (2.0, X.shape[1])
+    assert (header["lambda_f"], header["n_items"]) == (2.0, 31)
     assert 0 <= header["certificate"] < 1e-10
+
+
+@pytest.mark.parametrize("solver", ["driver", "markets", "sweep"])
+def test_every_exact_solver_publishes_the_same(
+    spark: SparkSession, done: tuple[Workspace, Recorder], tmp_path: Path, solver: str
+) -> None:
+    workspace = publish_random_shop(tmp_path)
+    run(workspace, f"ease.solver={solver}")
+    report = json.loads((workspace.root / pretrain.REPORT).read_text())
+    assert report["solver"] == solver
+    assert report["certificate"] < 1e-10
+    assert_ease_is(workspace, by_hand(workspace))
+    np.testing.assert_allclose(b_glob(workspace), b_glob(done[0]), atol=1e-7)
+    assert not list(workspace.root.glob("_resumable/*/*"))
+
+
+def test_neighbourhood_with_all_items_is_exact(
+    spark: SparkSession, done: tuple[Workspace, Recorder], tmp_path: Path
+) -> None:
+    """With fewer neighbours than items that co-occur it is another B, and says so."""
+    workspace = publish_random_shop(tmp_path)
+    run(workspace, "ease.solver=neighbourhood", "ease.neighbours=3")
+    report = json.loads((workspace.root / pretrain.REPORT).read_text())
+    assert report["neighbourhood"]["entries"] <= 3 * 31
+    assert "certificate" not in report
+    assert np.abs(b_glob(workspace) - b_glob(done[0])).max() > 0.01
+    assert (b_glob(workspace) > 0).sum(axis=0).max() <= 3
+
+
+def test_markets_weigh_as_told(spark: SparkSession, tmp_path: Path) -> None:
+    workspace = publish_random_shop(tmp_path)  # markets in the order of their ids: a, b, ü
+    run(workspace, "gram.weights={b: 4.0, ü: 0.25}")
+    assert_ease_is(workspace, by_hand(workspace, {1: 4.0, 2: 0.25}))
+
+
+def test_an_unknown_market_in_the_weights_is_named(spark: SparkSession, tmp_path: Path) -> None:
+    workspace = publish_random_shop(tmp_path)
+    with pytest.raises(UsageError, match=r"gram.weights names market 'B', which does not exist. Did you mean 'b'"):
+        run(workspace, "gram.weights={B: 2.0}")
+    assert workspace.manifest("gram") is None
+
+
+def test_single_precision_is_near_and_reports_its_error(spark: SparkSession, tmp_path: Path) -> None:
+    workspace = publish_random_shop(tmp_path)
+    run(workspace, "ease.solver=driver", "ease.precision=float32")
+    certificate = json.loads((workspace.root / pretrain.REPORT).read_text())["certificate"]
+    assert 1e-9 < certificate < 1e-3
+    arrays = open_arrays(workspace.folder("arrays"))
+    items = arrays.slot_items[arrays.market_slots(0)]
+    found = market_rows(str(workspace.folder("ease")), 0)(np.arange(len(items)))
+    np.testing.assert_allclose(found, by_hand(workspace)[np.ix_(items, items)], atol=1e-4)
+
+
+def test_a_cap_is_told(spark: SparkSession, tmp_path: Path) -> None:
+    workspace = publish_random_shop(tmp_path)
+    lengths = np.diff(open_arrays(workspace.folder("arrays")).indptr)
+    run(workspace, "gram.max_history=3")
+    report = json.loads((workspace.root / pretrain.REPORT).read_text())
+    assert report["capped"] == {"users": int((lengths > 3).sum()), "pairs": int(np.maximum(lengths - 3, 0).sum())}
+    gram = workspace.read_arrow("gram").to_pandas()
+    kept = np.minimum(lengths, 3)
+    assert gram["count"].sum() == (kept * (kept + 1) // 2).sum()
+
+
+def test_what_an_interrupted_run_published_is_kept(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = publish_random_shop(tmp_path)
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrain.skipgram, "fit_item_vectors", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(workspace)
+    before = {name: workspace.manifest(name) for name in ("gram", "ease", "similarity", "walks")}
+    assert all(before.values())
+    assert workspace.manifest("item_vectors") is None
+    run(workspace)
+    assert {name: workspace.manifest(name) for name in before} == before
+    assert workspace.manifest("item_vectors") is not None
+
+
+def test_plan_says_what_would_run(spark: SparkSession, tmp_path: Path) -> None:
+    workspace = publish_random_shop(tmp_path)
+    text = pretrain.plan(Context(load(overrides=SETTINGS), workspace, Tracker(), KEY))
+    assert "EASE: 31 items in 3 markets" in text
+    assert text.count("<- chosen") == 1
+    assert "walks 0.00 GB" in text
+    assert workspace.manifest("gram") is None
 
 
 def test_similarity_is_eq_7(done: tuple[Workspace, Recorder]) -> None:
     workspace, _ = done
-    weights = np.load(workspace.folder("ease") / "weights.npy")
+    weights = by_hand(workspace)
     kept = np.where(weights >= 0.05, weights, 0)
     sums = kept.sum(axis=1, keepdims=True)
     expected = np.divide(kept, sums, out=np.zeros_like(kept), where=sums > 0)
@@ -131,6 +248,8 @@ def test_report_and_metrics(done: tuple[Workspace, Recorder]) -> None:
     assert report["walks"] == 4 * report["item_vectors"]
     assert report["skipgram_losses"] == tracker.logged["skipgram/loss"]
     assert len(report["skipgram_losses"]) == 2
+    assert report["skipgram_auc"] == tracker.logged["skipgram/auc"]
+    assert all(0 < auc < 1 for auc in report["skipgram_auc"])
     assert set(report["seconds"]) == set(report["bytes"]) | {"gram"} == {"gram", "ease", "walks", "skipgram"}
     assert tracker.logged["pretrain/ease_seconds"] == [report["seconds"]["ease"]]
     assert not list((workspace.root / "_scratch").iterdir())
@@ -145,10 +264,10 @@ def test_same_again(spark: SparkSession, done: tuple[Workspace, Recorder], tmp_p
     assert walk_matrix(other.read_arrow("walks")).tobytes() == walk_matrix(workspace.read_arrow("walks")).tobytes()
 
 
-def test_too_large_a_catalogue_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_too_large_a_catalogue_is_refused_before_anything_runs(spark: SparkSession, tmp_path: Path) -> None:
     workspace = publish_random_shop(tmp_path)
-    with pytest.raises(CapacityError, match=r"EASE on 31 items.*may take 1,000 .*clean.min_item_users"):
-        run(workspace, "ease.memory_gb=0.000001")  # without a Spark session: none was asked for
+    with pytest.raises(CapacityError, match=r"no exact solver.*driver: needs [\d,]+ bytes.*take 1,000.*min_item_users"):
+        run(workspace, "ease.memory_gb=0.000001")
     assert workspace.manifest("gram") is None
 
 

@@ -1,0 +1,163 @@
+"""EASE by the solver that the plan chooses: gram -> ease, similarity. Part of pretrain."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+from pyspark.sql import SparkSession
+from scipy import sparse
+
+from m3rec_spark.data.arrays import MarketArrays
+from m3rec_spark.schema import UsageError, did_you_mean
+from m3rec_spark.similarity import b_glob, ease, gram, markets, neighbourhood, solvers, sweep, symmetric
+from m3rec_spark.similarity import weights as by_rows
+from m3rec_spark.similarity.certificate import certificate, certificate_columns
+from m3rec_spark.stages.context import Context
+from m3rec_spark.stages.machine import describe_machine
+
+log = logging.getLogger(__name__)
+
+_TOLERANCE = {"float64": 1e-9, "float32": 1e-3}  # of the certificate, relative to the largest count
+_CELLS = ["market", "item_a", "item_b", "count"]
+Report = dict[str, Any]
+
+
+def market_weights(context: Context) -> NDArray[np.float64]:
+    """(M,) w_m of gram.weights in the order of the markets' indices.
+
+    Raises:
+        UsageError: a market that does not exist.
+    """
+    table = context.workspace.read_arrow("markets").sort_by("market")
+    known: list[str] = table["market_id"].to_pylist()
+    wished = context.config.gram.weights
+    for market in wished:
+        if market not in known:
+            raise UsageError(
+                f"gram.weights names market '{market}', which does not exist.{did_you_mean(market, known)} "
+                f"Markets: {', '.join(known)}"
+            )
+    return np.array([wished.get(market, 1.0) for market in known])
+
+
+def plan(context: Context, arrays: MarketArrays, spark: SparkSession) -> tuple[solvers.Estimate, str]:
+    """The solver to use, and the table of all.
+
+    Raises:
+        CapacityError: none fits, or not the one wished for.
+    """
+    settings = context.config.ease
+    machine = describe_machine(spark, settings.memory_gb)
+    goods = solvers.catalogue(arrays)
+    lengths = np.diff(arrays.indptr)
+    cells = min(int((lengths * (lengths + 1) // 2).sum()), goods.n_items * (goods.n_items + 1) // 2 * arrays.n_markets)
+    itemsize = np.dtype(settings.precision).itemsize
+    estimates = solvers.estimate_all(goods, machine, settings.tile, settings.neighbours, cells, itemsize)
+    chosen = solvers.choose(estimates, settings.solver)
+    head = (
+        f"EASE: {goods.n_items:,} items in {arrays.n_markets} markets, {goods.shared:,} shared; {machine.cores} tasks "
+        f"at once; the driver may take {machine.driver_bytes / 1e9:.1f} GB, a task {machine.task_bytes / 1e9:.1f} GB"
+    )
+    return chosen, f"{head}\n{solvers.table(estimates, chosen)}"
+
+
+def publish_similarity(context: Context, arrays: MarketArrays, solver: str, report: Report) -> sparse.csr_matrix:
+    """The tables ease and similarity; gives B-Glob."""
+    workspace, settings = context.workspace, context.config.ease
+    own = by_rows.MarketItems(np.asarray(arrays.slot_items), np.asarray(arrays.slot_offsets))
+    header = {"solver": solver, "lambda_f": settings.lambda_f, "n_items": arrays.n_items}
+    with workspace.publishing("ease", context.key) as folder, workspace.scratch("ease") as scratch:
+        if solver == "neighbourhood":
+            _approximate(context, arrays, own, folder, scratch, report)
+        else:
+            report["certificate"] = _exact(context, arrays, solver, own, folder, scratch)
+        header["certificate"] = report.get("certificate")
+        (folder / "ease.json").write_text(json.dumps(header), encoding="utf-8")
+    similarity = b_glob.similarity_matrix(workspace.read_arrow("similarity"), arrays.n_items)
+    empty = int((np.diff(similarity.indptr) == 0).sum())
+    report |= {"solver": solver, "similarity_entries": similarity.nnz, "similarity_empty_rows": empty}
+    log.info(
+        "EASE by %s: certificate %s; B-Glob keeps %d entries >= %g, %d items have none",
+        solver, _told(header["certificate"]), similarity.nnz, settings.epsilon, empty,
+    )  # fmt: skip
+    return similarity
+
+
+def _exact(
+    context: Context, arrays: MarketArrays, solver: str, own: by_rows.MarketItems, folder: Path, scratch: Path
+) -> float:
+    """Solves, publishes block by block, proves; gives the certificate."""
+    workspace, settings = context.workspace, context.config.ease
+    proof = scratch / "proof"
+    proof.mkdir()
+    columns = certificate_columns(arrays.n_items)
+    outputs = by_rows.Outputs(own, settings.epsilon, folder, columns, proof)
+    with _solved(context, arrays, solver, scratch) as weights:
+        if isinstance(weights, by_rows.DenseWeights):
+            workspace.write_arrow(by_rows.similarity_on_driver(weights, outputs), "similarity", context.key)
+        else:
+            frame = by_rows.similarity_on_spark(context.spark(), weights, outputs)
+            workspace.write(frame, "similarity", context.key)
+    cells = ds.dataset(workspace.folder("gram"), format="parquet").to_batches(columns=_CELLS)
+    tolerance = _TOLERANCE[settings.precision if solver in ("driver", "cuda") else "float64"]
+    solution = by_rows.solution_columns(proof)
+    return certificate(cells, solution, columns, settings.lambda_f, market_weights(context), tolerance)
+
+
+@contextlib.contextmanager
+def _solved(context: Context, arrays: MarketArrays, solver: str, scratch: Path) -> Iterator[by_rows.Weights]:
+    """B by the solver; its files live as long as the block."""
+    workspace, settings, n = context.workspace, context.config.ease, arrays.n_items
+    folder, weights = workspace.folder("gram"), market_weights(context)
+    if solver in ("driver", "cuda"):
+        cells = ds.dataset(folder, format="parquet").to_batches(columns=_CELLS)
+        dense = gram.dense_gram(cells, n, weights, np.dtype(settings.precision))
+        solve = ease.solve if solver == "driver" else ease.solve_on_gpu
+        yield by_rows.DenseWeights(solve(dense, settings.lambda_f))
+    elif solver == "markets":
+        place = workspace.folder("arrays")
+        whole = context.config.gram.max_history is None
+        yield markets.eliminate(context.spark(), folder, place, scratch, settings.lambda_f, weights, whole)
+    else:
+        with workspace.resumable("sweep", context.key) as tiles:
+            cores = describe_machine(context.spark(), settings.memory_gb).cores
+            yield sweep.sweep(
+                context.spark(), folder, tiles, n, settings.lambda_f, weights, settings.tile, context.key, cores
+            )
+
+
+def _approximate(
+    context: Context, arrays: MarketArrays, own: by_rows.MarketItems, folder: Path, scratch: Path, report: Report
+) -> None:
+    """The neighbourhood's B, sparse on the driver."""
+    workspace, settings = context.workspace, context.config.ease
+    places = scratch / "symmetric", scratch / "columns"
+    for place in places:
+        place.mkdir()
+    symmetric.symmetric_gram(workspace.folder("gram"), places[0], arrays.n_items, market_weights(context))
+    found = neighbourhood.solve_neighbourhoods(
+        context.spark(), places[0], places[1], settings.lambda_f, settings.neighbours
+    )
+    report["neighbourhood"] = {"fewer": found.fewer, "none": found.none, "entries": found.entries}
+    weights = neighbourhood.read_weights(places[1])
+    by_rows.publish_sparse(weights, own, folder)
+    rows = b_glob.normalise_rows(b_glob.filter_sparse(weights, settings.epsilon))
+    workspace.write_arrow(_batches(rows), "similarity", context.key)
+
+
+def _batches(rows: sparse.csr_matrix, block: int = 4096) -> Iterator[pa.RecordBatch]:
+    for first in range(0, rows.shape[0], block):
+        yield b_glob.similarity_batch(rows[first : first + block], first)
+
+
+def _told(value: float | None) -> str:
+    return "none, as it is approximate" if value is None else f"{value:.1e}"
