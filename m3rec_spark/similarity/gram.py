@@ -155,14 +155,17 @@ def cells_of(
     begin, end = (int(x) for x in arrays.slot_offsets[task.market : task.market + 2])
     acc = np.zeros(end - begin, np.int32)
     room = _CELLS + end - begin
-    buffers = [np.empty(room, np.int32) for _ in range(3)]
     items = np.ascontiguousarray(arrays.slot_items[begin:end])
-    histories = np.asarray(arrays.indptr), np.asarray(arrays.slots)
+    item_a, item_b, count = (np.empty(room, np.int32) for _ in range(3))
+    indptr, slots = np.asarray(arrays.indptr), np.asarray(arrays.slots)
+    starts, users, positions = _plain(entries)
     first = task.first
     while first < task.last:
-        first, cells = _count_rows(*histories, *_plain(entries), items, begin, first, task.last, acc, *buffers)
+        first, cells = _count_rows(
+            indptr, slots, starts, users, positions, items, begin, first, task.last, acc, item_a, item_b, count
+        )
         if cells:
-            yield tuple(buffer[:cells] for buffer in buffers)  # type: ignore[misc]
+            yield item_a[:cells], item_b[:cells], count[:cells]
 
 
 def cap_histories(arrays: MarketArrays, max_history: int, seed: int) -> tuple[MarketArrays, Capped]:

@@ -74,7 +74,7 @@ def publish_similarity(context: Context, arrays: MarketArrays, solver: str, repo
     """The tables ease and similarity; gives B-Glob."""
     workspace, settings = context.workspace, context.config.ease
     own = by_rows.MarketItems(np.asarray(arrays.slot_items), np.asarray(arrays.slot_offsets))
-    header = {"solver": solver, "lambda_f": settings.lambda_f, "n_items": arrays.n_items}
+    header: Report = {"solver": solver, "lambda_f": settings.lambda_f, "n_items": arrays.n_items}
     with workspace.publishing("ease", context.key) as folder, workspace.scratch("ease") as scratch:
         if solver == "neighbourhood":
             _approximate(context, arrays, own, folder, scratch, report)
