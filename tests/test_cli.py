@@ -92,3 +92,10 @@ def test_an_unexpected_failure_exits_1_and_keeps_its_traceback(
     error = capsys.readouterr().err
     assert "unexpected RuntimeError: ZeroDivisionError: division by zero" in error  # the worker's words, not the JVM's
     assert "RuntimeError: Job aborted" in (tmp_path / "reports" / "last_error.txt").read_text()
+
+
+def test_plan_needs_a_prepared_workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--plan", "--workspace", str(tmp_path / "ws")]) == 2
+    assert "run `m3rec prepare` first" in capsys.readouterr().err
+    assert main(["train", "--plan", "--workspace", str(tmp_path / "ws")]) == 2
+    assert "'--plan' is no option" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from m3rec_spark.config import Config, load
 from m3rec_spark.schema import STAGES, CorruptTableError, MissingTableError
-from m3rec_spark.stages.pipeline import run_stages, stage_keys
+from m3rec_spark.stages.pipeline import plan_pretrain, run_stages, stage_keys
 from m3rec_spark.tables import Workspace
 from m3rec_spark.tracking.runs import tracking_uri
 
@@ -109,3 +109,10 @@ def test_an_unreachable_server_does_not_lose_the_training(ran: Workspace, spark:
     assert ran.state(
         "model", stage_keys(config(), json.loads((ran.root / "source.json").read_text())["digest"])["train"]
     )
+
+
+def test_the_plan_of_pretrain_on_a_prepared_workspace(ran: Workspace) -> None:
+    text = plan_pretrain(config(), ran)
+    assert "<- chosen" in text
+    with pytest.raises(MissingTableError, match="run `m3rec prepare`"):
+        plan_pretrain(config("demo.seed=8"), ran)
