@@ -1,14 +1,14 @@
 """Inter-market item similarity: skip-gram over random walks, smoothed by B-Glob (paper, Sec. 3.1.2, eq. 6, 8, 9).
 
-V = B V0 + V0 for the target and the context vectors (eq. 8); V-Glob is the target half. Loss of a pair (i, j), up to
-`window` steps apart in a walk, with negatives N:   -log s(v_i'c_j) - sum_{k in N} log s(-v_i'c_k),  s the sigmoid.
-Erratum: eq. 9 as printed has s(v_i'c_k), which would reward likeness to negatives; the standard sign is meant.
+V = B V0 + V0 for the target and the context vectors (eq. 8, `smoothing`), trained on the loss of `skipgram_loss` over
+the pairs up to `window` steps apart in a walk; V-Glob is the target half.
 
-Two things make it cheap. The pairs of a walk are one banded L x L product, never expanded. Negatives are drawn once a
-batch, and as they are the same for every pair, all the pairs of an item are scored against them in one go, weighted so
-that the expected loss and gradient are those of `negatives` independent draws a pair (`exact=True`).
+Up to `smooth_rows_above` items a step computes all of V, and Adam moves all of V0. Above, a step computes the rows of V
+that its batch needs and moves the rows of V0 behind them (lazy Adam: rows that a batch does not reach keep vectors and
+moments), so that its cost does not grow with n.
 
-Cost of a step: W L^2 d for the pairs, U K d for the negatives, 4 nnz(B) d for eq. 8, 2 n d for Adam.
+Cost of a step: 6 W L^2 d flops for the pairs, 6 U K d for the negatives, 8 nnz(B) d for eq. 8, and Adam's 7 passes over
+2 n d numbers; by rows: nnz(B[U, :]) and the rows reached in the place of nnz(B) and n.
 Notation: W walks of L items in a batch; U distinct items among them; K shared negatives; n items; d dimensions.
 """
 
@@ -16,53 +16,33 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
 from m3rec_spark.similarity.capacity import require
+from m3rec_spark.similarity.probe import Probe
+from m3rec_spark.similarity.skipgram_loss import (
+    Pair,
+    Scratch,
+    exact_negatives,
+    pair_weights,
+    positive_loss,
+    shared_negative_loss,
+)
+from m3rec_spark.similarity.smoothing import RowSmoothing, Smoothing
 
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 POWER = 0.75  # negatives come with probability degree^0.75 (Mikolov et al. 2013)
-
-
-class _Smooth(torch.autograd.Function):
-    """V0 -> B V0 + V0; backward by a stored B', as torch's own sparse backward builds a dense or transposed B."""
-
-    @staticmethod
-    def forward(ctx: Any, initial: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
-        ctx.transpose = transpose
-        return torch.addmm(initial, matrix, initial)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        return torch.addmm(gradient, ctx.transpose, gradient), None, None
-
-
-class Smoothing:
-    """Eq. 8 as a function of V0 (n, any); without a similarity it is the identity."""
-
-    def __init__(self, similarity: sparse.csr_matrix | None, device: torch.device) -> None:
-        """similarity: (n, n) B-Glob."""
-        self.pair = None
-        if similarity is not None:
-            self.pair = _torch_csr(similarity, device), _torch_csr(similarity.T.tocsr(), device)
-
-    def __call__(self, initial: Tensor) -> Tensor:
-        """B V0 + V0."""
-        smoothed: Tensor = initial if self.pair is None else _Smooth.apply(initial, *self.pair)  # type: ignore[no-untyped-call]
-        return smoothed
+ENTRY_BYTES = 24  # an entry of B: as it comes, in B + I, and in the transpose; 8 each
 
 
 class Noise:
@@ -79,69 +59,111 @@ class Noise:
         return torch.searchsorted(self.cumulative, uniform, right=True)
 
 
-def plan(n_items: int, n_walks: int, length: int, dimension: int, shared: int, batch_walks: int) -> int:
-    """Peak bytes of `fit_item_vectors`, without B-Glob, checked before anything is allocated.
+def plan(
+    n_items: int,
+    n_walks: int,
+    length: int,
+    dimension: int,
+    shared: int,
+    batch_walks: int,
+    similarity_entries: int = 0,
+) -> int:
+    """Peak bytes of `fit_item_vectors`, checked before anything is allocated.
+
+    Args:
+        n_items: n.
+        n_walks: all walks.
+        length: L.
+        dimension: d.
+        shared: K.
+        batch_walks: W.
+        similarity_entries: of B-Glob, which is kept with B + I and its transpose; 0 while it is not known.
 
     Raises:
         CapacityError: when they are more than the machine has to give.
     """
     model = 6 * 2 * n_items * dimension  # V0, V, the gradients of both, Adam's two moments
     tokens = batch_walks * length
-    batch = 4 * tokens * dimension + 3 * tokens * length + 3 * min(tokens, n_items) * shared
-    needed = 4 * (model + batch + 2 * n_walks * length)
+    rows = min(tokens, n_items)
+    batch = 3 * tokens * dimension + 2 * tokens * length + 2 * rows * (shared + dimension)
+    needed = 4 * (model + batch + n_walks * length) + ENTRY_BYTES * similarity_entries
     require(
         needed,
         f"skip-gram on {n_items:,} items and {n_walks:,} walks (batches of {batch_walks:,})",
-        "lower skipgram.batch_walks, skipgram.shared, skipgram.dimension or walks.per_item, or use a larger machine",
+        "lower skipgram.batch_walks, skipgram.shared, skipgram.dimension or walks.per_item, raise ease.epsilon, or "
+        "use a larger machine",
     )
     return needed
 
 
-def pair_weights(length: int, window: int) -> Tensor:
-    """(L, L) float: the weight of the pair of positions (i, j): 1 where 0 < |i - j| <= window, else 0."""
-    gap = (torch.arange(length)[:, None] - torch.arange(length)).abs()
-    return ((gap > 0) & (gap <= window)).float()
+@dataclass
+class _BatchLoss:
+    """Mean loss of a positive pair of a batch, with its negatives, and the gradient by V."""
+
+    weights: Tensor
+    negatives: int
+    scratch: Scratch = field(default_factory=Scratch)
+
+    def __call__(self, vectors: Pair, walks: Tensor, drawn: Tensor) -> tuple[Tensor, Pair]:
+        """drawn: (K,) shared, or (W, P, negatives) for each pair; both index rows of `vectors`, as `walks` do."""
+        weights = self.weights / (self.weights.sum() * len(walks))
+        loss, gradient = positive_loss(vectors, walks, weights, self.scratch)
+        if drawn.dim() == 1:
+            loss += shared_negative_loss(vectors, walks, weights, drawn, self.negatives, gradient, self.scratch)
+        else:
+            loss += exact_negatives(vectors, walks, weights, drawn, gradient)
+        return loss, gradient
 
 
-def positive_loss(target: Tensor, context: Tensor, walks: Tensor, weights: Tensor) -> Tensor:
-    """Sum of -log s(v_i'c_j) over the weighted pairs of positions of each walk.
+class _AllRows:
+    """A step computes all of V; Adam moves all of V0."""
 
-    Args:
-        target: (n, d).
-        context: (n, d).
-        walks: (W, L) int64 items.
-        weights: (L, L) of `pair_weights`.
-    """
-    scores = torch.bmm(F.embedding(walks, target), F.embedding(walks, context).transpose(1, 2))  # (W, L, L)
-    return (F.softplus(-scores) * weights).sum()
+    def __init__(self, initial: Pair, similarity: sparse.csr_matrix | None, learning_rate: float) -> None:
+        self.initial = initial
+        self.smooth = Smoothing(similarity, initial[0].device)
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(initial, lr=learning_rate, fused=True)
 
+    def step(self, loss: _BatchLoss, walks: Tensor, drawn: Tensor) -> Tensor:
+        """One step on the loss of a batch, which it gives."""
+        value, gradient = loss((self.smooth(self.initial[0]), self.smooth(self.initial[1])), walks, drawn)
+        for half, part in zip(self.initial, gradient, strict=True):
+            half.grad = self.smooth.backward(part)
+        self.optimizer.step()
+        return value
 
-def shared_negative_loss(
-    target: Tensor, context: Tensor, walks: Tensor, weights: Tensor, drawn: Tensor, negatives: int
-) -> Tensor:
-    """Sum over pairs of -log s(-v_i'c_k) over the K `drawn` items, each weighing negatives / K."""
-    per_token = weights.sum(1).expand_as(walks).reshape(-1)
-    per_item = per_token.new_zeros(len(target)).index_add_(0, walks.reshape(-1), per_token)
-    items = per_item.nonzero()[:, 0]  # (U,)
-    scores = F.embedding(items, target) @ F.embedding(drawn, context).T  # (U, K)
-    return (F.softplus(scores).sum(1) @ per_item[items]) * (negatives / len(drawn))
+    def vectors(self) -> NDArray[np.float32]:
+        """V-Glob."""
+        return self.smooth(self.initial[0]).detach().cpu().numpy()
 
 
-def exact_negative_loss(target: Tensor, context: Tensor, walks: Tensor, weights: Tensor, drawn: Tensor) -> Tensor:
-    """Sum over pairs of -log s(-v_i'c_k) over the pair's own `drawn` items: the slow reference.
+class _BatchRows:
+    """A step computes the rows of V that the batch needs; lazy Adam moves the rows of V0 behind them."""
 
-    Args:
-        target: (n, d).
-        context: (n, d).
-        walks: (W, L) int64 items.
-        weights: (L, L), with P positive ones.
-        drawn: (W, P, negatives) items; pairs in the order of weights.nonzero().
-    """
-    centre, other = weights.nonzero(as_tuple=True)
-    scores = torch.einsum("wpd,wpkd->wpk", F.embedding(walks[:, centre], target), F.embedding(drawn, context))
-    return (F.softplus(scores).sum(2) @ weights[centre, other]).sum()
+    def __init__(self, initial: Pair, similarity: sparse.csr_matrix | None, learning_rate: float) -> None:
+        self.initial = initial
+        self.smooth = RowSmoothing(similarity, initial[0].device)
+        self.optimizer: torch.optim.Optimizer = torch.optim.SparseAdam(list(initial), lr=learning_rate)
+
+    def step(self, loss: _BatchLoss, walks: Tensor, drawn: Tensor) -> Tensor:
+        """One step on the loss of a batch, which it gives."""
+        items = torch.cat([walks.reshape(-1), drawn.reshape(-1)])
+        rows, local = torch.unique(items, return_inverse=True)
+        vectors, behind = self.smooth(self.initial, rows)
+        local_walks, local_drawn = local[: walks.numel()].view_as(walks), local[walks.numel() :].view_as(drawn)
+        value, gradient = loss(vectors, local_walks, local_drawn)
+        with torch.sparse.check_sparse_tensor_invariants(False):  # type: ignore[no-untyped-call] # said, or torch warns
+            for half, part in zip(self.initial, gradient, strict=True):
+                moved = behind.backward(part)
+                half.grad = torch.sparse_coo_tensor(behind.reached[None], moved, half.shape, is_coalesced=True)
+            self.optimizer.step()
+        return value
+
+    def vectors(self) -> NDArray[np.float32]:
+        """V-Glob."""
+        return self.smooth.all(self.initial[0]).detach().cpu().numpy()
 
 
+@torch.no_grad()
 def fit_item_vectors(
     walks: NDArray[np.int32],
     similarity: sparse.csr_matrix | None,
@@ -156,8 +178,10 @@ def fit_item_vectors(
     learning_rate: float,
     seed: int,
     exact: bool = False,
+    smooth_rows_above: int = 100_000,
     device: torch.device = CPU,
-    on_epoch: Callable[[int, float], None] | None = None,
+    probe: Probe | None = None,
+    on_epoch: Callable[[int, float, float | None], None] | None = None,
 ) -> NDArray[np.float32]:
     """V-Glob: (n, d) item vectors. The same seed and number of threads give the same bits on a CPU.
 
@@ -174,56 +198,47 @@ def fit_item_vectors(
         learning_rate: of Adam; falls linearly to 0 over all steps.
         seed: of the initial vectors, the order of the walks and the negatives.
         exact: draw `negatives` for each pair instead of `shared` ones a batch.
+        smooth_rows_above: with more items than this, steps touch the rows of their batch only.
         device: of torch.
-        on_epoch: is given the epoch's number (0 up) and its mean loss of a pair.
+        probe: held-out pairs to judge V-Glob after each epoch; a warning tells of an under-trained one.
+        on_epoch: is given the epoch's number (0 up), its mean loss of a pair, and the probe's AUC (None without).
     """
     generator = torch.Generator().manual_seed(seed)
-    smooth, noise = Smoothing(similarity, device), Noise(degrees, generator)
-    weights = pair_weights(walks.shape[1], window).to(device)
-    start = torch.randn(len(degrees), 2 * dimension, generator=generator) * dimension**-0.5
-    initial = start.to(device).requires_grad_()  # target and context side by side: one sparse product for both
-    optimizer = torch.optim.Adam([initial], lr=learning_rate, fused=True)
+    noise, weights = Noise(degrees, generator), pair_weights(walks.shape[1], window).to(device)
+    loss = _BatchLoss(weights, negatives)
+    start = (_random(len(degrees), dimension, generator, device), _random(len(degrees), dimension, generator, device))
+    model = (_AllRows if len(degrees) <= smooth_rows_above else _BatchRows)(start, similarity, learning_rate)
     steps = epochs * -(-len(walks) // batch_walks)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-
-    def batch_loss(items: Tensor) -> Tensor:
-        target, context = torch.split(smooth(initial), dimension, dim=1)
-        loss = positive_loss(target, context, items, weights)
-        if exact:
-            drawn = noise.draw(len(items), int(weights.count_nonzero()), negatives).to(device)
-            loss = loss + exact_negative_loss(target, context, items, weights, drawn)
-        else:
-            drawn = noise.draw(shared).to(device)
-            loss = loss + shared_negative_loss(target, context, items, weights, drawn, negatives)
-        return loss / (weights.sum() * len(items))  # mean over positive pairs
-
+    schedule = torch.optim.lr_scheduler.LambdaLR(model.optimizer, lambda step: 1 - step / steps)
+    own = (int(weights.count_nonzero()), negatives)
+    aucs: list[float] = []
     with tqdm(total=steps, desc="skip-gram", unit="step", disable=not sys.stderr.isatty()) as progress:
         for epoch in range(epochs):
-            total = 0.0
+            total = torch.zeros((), device=device, dtype=torch.float64)
             for items in _batches(walks, batch_walks, generator):
-                loss = batch_loss(items.to(device))
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                optimizer.step()
+                drawn = noise.draw(len(items), *own) if exact else noise.draw(shared)
+                total += len(items) * model.step(loss, items.to(device), drawn.to(device))
                 schedule.step()
-                total += loss.item() * len(items)
                 progress.update()
-            log.info("skip-gram epoch %d of %d: loss of a pair %.4f", epoch + 1, epochs, total / len(walks))
+            mean, auc = float(total) / len(walks), None
+            if probe is not None:
+                aucs.append(auc := probe.auc(model.vectors()))
+            judged = "" if auc is None else f", AUC on held-out pairs {auc:.4f}"
+            log.info("skip-gram epoch %d of %d: loss of a pair %.4f%s", epoch + 1, epochs, mean, judged)
             if on_epoch is not None:
-                on_epoch(epoch, total / len(walks))
-    with torch.no_grad():
-        vectors: NDArray[np.float32] = smooth(initial[:, :dimension].contiguous()).cpu().numpy()
-    return vectors
+                on_epoch(epoch, mean, auc)
+    if probe is not None:
+        probe.warn(aucs)
+    return model.vectors()
+
+
+def _random(n_items: int, dimension: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """(n, d) normal numbers of variance 1 / d: vectors of length about 1."""
+    start = torch.randn(n_items, dimension, generator=generator).mul_(dimension**-0.5)
+    return start.to(device).requires_grad_()
 
 
 def _batches(walks: NDArray[np.int32], size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """All walks once, in a random order, as (size, L) int64; the last batch may be smaller."""
     for chosen in torch.split(torch.randperm(len(walks), generator=generator), size):
         yield torch.from_numpy(walks[chosen.sort().values.numpy()].astype(np.int64))
-
-
-def _torch_csr(matrix: sparse.csr_matrix, device: torch.device) -> Tensor:
-    with warnings.catch_warnings():  # "CSR support is in beta": on every first use in a process
-        warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
-        parts = (torch.from_numpy(matrix.indptr), torch.from_numpy(matrix.indices), torch.from_numpy(matrix.data))
-        return torch.sparse_csr_tensor(*parts, size=matrix.shape, device=device, check_invariants=True)

@@ -12,18 +12,8 @@ from torch import Tensor
 
 from m3rec_spark.schema import CapacityError
 from m3rec_spark.similarity import skipgram
-from m3rec_spark.similarity.skipgram import (
-    Noise,
-    Smoothing,
-    exact_negative_loss,
-    fit_item_vectors,
-    pair_weights,
-    positive_loss,
-    shared_negative_loss,
-)
-
-N, D, L, WINDOW, NEGATIVES = 9, 4, 6, 2, 3
-CPU = torch.device("cpu")
+from m3rec_spark.similarity.probe import Probe
+from m3rec_spark.similarity.skipgram import Noise, fit_item_vectors
 
 
 @pytest.fixture(autouse=True)
@@ -33,102 +23,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def walks() -> Tensor:
-    return torch.randint(N, (5, L), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def initial() -> Tensor:
-    return torch.randn(N, 2 * D, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-
-
-@pytest.fixture
-def similarity() -> sparse.csr_matrix:
-    return sparse.random(N, N, 0.3, format="csr", random_state=2)  # not symmetric: the transpose matters
-
-
-def pairs(walks: Tensor) -> list[tuple[int, int]]:
-    """Every (item, context item) by the definition."""
-    return [
-        (int(walk[i]), int(walk[j])) for walk in walks for i in range(L) for j in range(L) if 0 < abs(i - j) <= WINDOW
-    ]
-
-
-def gradient(loss: Tensor, of: Tensor) -> np.ndarray:
-    return torch.autograd.grad(loss, of)[0].numpy()
-
-
-def weights() -> Tensor:
-    return pair_weights(L, WINDOW).double()
-
-
-def test_pair_weights_by_hand() -> None:
-    assert pair_weights(4, 2).tolist() == [[0, 1, 1, 0], [1, 0, 1, 1], [1, 1, 0, 1], [0, 1, 1, 0]]
-
-
-def test_smoothing_by_hand() -> None:
-    b = sparse.csr_matrix([[0.0, 0.5], [0.0, 0.0]])
-    V0 = torch.tensor([[1.0, 2.0], [4.0, 8.0]], dtype=torch.float64)
-    assert Smoothing(b, CPU)(V0).tolist() == [[1 + 2, 2 + 4], [4, 8]]
-    assert Smoothing(None, CPU)(V0) is V0
-
-
-def test_gradient_equals_a_dense_reference(walks: Tensor, initial: Tensor, similarity: sparse.csr_matrix) -> None:
-    """Eq. 8 with a dense B, eq. 9 pair by pair; the 4 drawn items, one of them twice, weigh 3 / 4 each."""
-    drawn = torch.tensor([1, 5, 5, 8])
-    target, context = torch.split(Smoothing(similarity, CPU)(initial), D, dim=1)
-    loss = positive_loss(target, context, walks, weights())
-    loss = loss + shared_negative_loss(target, context, walks, weights(), drawn, NEGATIVES)
-
-    V = (torch.from_numpy(similarity.toarray()) + torch.eye(N, dtype=torch.float64)) @ initial
-    reference = torch.zeros((), dtype=torch.float64)
-    for i, j in pairs(walks):
-        reference = reference - F.logsigmoid(V[i, :D] @ V[j, D:])
-        for k in drawn:
-            reference = reference - 3 / 4 * F.logsigmoid(-V[i, :D] @ V[k, D:])
-    torch.testing.assert_close(loss, reference, rtol=1e-12, atol=0)
-    np.testing.assert_allclose(gradient(loss, initial), gradient(reference, initial), rtol=1e-10, atol=1e-12)
-
-
-def test_exact_mode_pair_by_pair(walks: Tensor, initial: Tensor) -> None:
-    per_walk = int(weights().count_nonzero())
-    drawn = torch.randint(N, (len(walks), per_walk, NEGATIVES), generator=torch.Generator().manual_seed(3))
-    target, context = torch.split(initial, D, dim=1)
-    loss = exact_negative_loss(target, context, walks, weights(), drawn)
-    reference = torch.zeros((), dtype=torch.float64)
-    for (i, _), negatives in zip(pairs(walks), drawn.reshape(-1, NEGATIVES), strict=True):
-        for k in negatives:
-            reference = reference - F.logsigmoid(-target[i] @ context[k])
-    torch.testing.assert_close(loss, reference, rtol=1e-12, atol=0)
-    np.testing.assert_allclose(gradient(loss, initial), gradient(reference, initial), rtol=1e-10, atol=1e-12)
-
-
-def test_shared_negatives_expect_the_exact_gradient(walks: Tensor, initial: Tensor) -> None:
-    """Both losses are sums over draws, so their expectations are sums over items by probability: no sampling error."""
-    probability = torch.rand(N, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    probability /= probability.sum()
-    target, context = torch.split(initial, D, dim=1)
-    per_walk = int(weights().count_nonzero())
-    shared = exact = torch.zeros((), dtype=torch.float64)
-    for k in range(N):
-        one = torch.tensor([k])
-        alike = torch.full((len(walks), per_walk, NEGATIVES), k)
-        shared = shared + probability[k] * shared_negative_loss(target, context, walks, weights(), one, NEGATIVES)
-        exact = exact + probability[k] * exact_negative_loss(target, context, walks, weights(), alike)
-    torch.testing.assert_close(shared, exact, rtol=1e-12, atol=0)
-    np.testing.assert_allclose(gradient(shared, initial), gradient(exact, initial), rtol=1e-10, atol=1e-12)
-
-
-def test_shared_loss_is_the_mean_over_its_draws(walks: Tensor, initial: Tensor) -> None:
-    target, context = torch.split(initial, D, dim=1)
-
-    def loss(*drawn: int) -> Tensor:
-        return shared_negative_loss(target, context, walks, weights(), torch.tensor(drawn), NEGATIVES)
-
-    torch.testing.assert_close(loss(2, 7, 7), (loss(2) + 2 * loss(7)) / 3, rtol=1e-12, atol=0)
 
 
 def test_noise_follows_degree_to_the_three_quarters() -> None:
@@ -150,15 +44,72 @@ def two_shops() -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([low, low + 5]).astype(np.int32), np.r_[np.full(10, 7), 0]
 
 
-def fit(seed: int = 1, similarity: sparse.csr_matrix | None = None, exact: bool = False, **changed: int) -> np.ndarray:
+def fit(similarity: sparse.csr_matrix | None = None, **changed: Any) -> np.ndarray:
     walks, degrees = two_shops()
-    settings = {**SETTINGS, **changed}
-    return fit_item_vectors(walks, similarity, degrees, learning_rate=0.05, seed=seed, exact=exact, **settings)
+    settings: dict[str, Any] = {**SETTINGS, "learning_rate": 0.05, "seed": 1, **changed}
+    return fit_item_vectors(walks, similarity, degrees, **settings)
+
+
+LINK = sparse.csr_matrix(([1.0], ([10], [0])), shape=(11, 11), dtype=np.float32)  # item 10 is like item 0
+MIXED = sparse.csr_matrix(([1.0, 0.5, 0.25], ([10, 0, 3], [0, 1, 7])), shape=(11, 11), dtype=np.float32)
+ALL: dict[str, int] = {}
+ROWS = {"smooth_rows_above": 1}
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_walked_together_means_alike(exact: bool) -> None:
-    vectors = fit(exact=exact)
+@pytest.mark.parametrize("form", [ALL, ROWS])
+@pytest.mark.parametrize("similarity", [None, MIXED])
+def test_a_step_follows_the_gradient_of_a_dense_reference(
+    monkeypatch: pytest.MonkeyPatch, exact: bool, form: dict[str, int], similarity: sparse.csr_matrix | None
+) -> None:
+    """Eq. 8 with a dense B and eq. 9 pair by pair through autograd; the step is plain descent for this once."""
+    drawn: list[Tensor] = []
+    draw = Noise.draw
+
+    def remembered(noise: Noise, *shape: int) -> Tensor:
+        drawn.append(draw(noise, *shape))
+        return drawn[-1]
+
+    class Descent(torch.optim.SGD):
+        def __init__(self, params: Any, lr: float, fused: bool = False) -> None:
+            super().__init__(params, lr=lr)
+
+    monkeypatch.setattr(Noise, "draw", remembered)
+    monkeypatch.setattr(torch.optim, "Adam", Descent)
+    monkeypatch.setattr(torch.optim, "SparseAdam", Descent)
+    told: list[float] = []
+    one_step: dict[str, Any] = {"batch_walks": 120, "epochs": 1, "learning_rate": 50.0}
+    found = fit(similarity, exact=exact, on_epoch=lambda _, loss, __: told.append(loss), **one_step, **form)
+
+    walks, _ = two_shops()
+    generator = torch.Generator().manual_seed(1)
+    start = [torch.randn(11, 8, generator=generator).double() * 8**-0.5 for _ in range(2)]
+    target, context = (half.requires_grad_() for half in start)
+    S = torch.eye(11, dtype=torch.float64)
+    if similarity is not None:
+        S = S + torch.from_numpy(similarity.toarray())
+    V, C = S @ target, S @ context
+    order = torch.randperm(120, generator=generator).sort().values  # one batch: every walk, in order
+    pairs = [(w, i, j) for w in order.tolist() for i in range(8) for j in range(8) if 0 < abs(i - j) <= 2]
+    centres, others = (torch.tensor([int(walks[w, p]) for w, p in of]) for of in (
+        [(w, i) for w, i, _ in pairs], [(w, j) for w, _, j in pairs]
+    ))  # fmt: skip
+    loss = -F.logsigmoid((V[centres] * C[others]).sum(1)).sum()
+    if exact:
+        loss = loss - F.logsigmoid(-(V[centres][:, None] * C[drawn[0].view(-1, 3)]).sum(2)).sum()
+    else:
+        loss = loss - 3 / 16 * F.logsigmoid(-V[centres] @ C[drawn[0]].T).sum()
+    loss = loss / len(pairs)
+    assert told == [pytest.approx(float(loss.detach()), rel=1e-6)]
+    step = torch.autograd.grad(loss, target)[0]
+    expected = S @ (target - 50 * step)
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert np.abs(50 * step.numpy()).max() > 0.5  # the tolerance is 1e-5 of a large step
+
+
+@pytest.mark.parametrize("form", [{}, {"exact": True}, ROWS])
+def test_walked_together_means_alike(form: dict[str, Any]) -> None:
+    vectors = fit(**form)
     assert vectors.shape == (11, 8)
     assert vectors.dtype == np.float32
     unit = vectors[:10] / np.linalg.norm(vectors[:10], axis=1, keepdims=True)
@@ -167,26 +118,53 @@ def test_walked_together_means_alike(exact: bool) -> None:
     assert within.min() > cosine[:5, 5:].max() + 0.2
 
 
-def test_smoothing_reaches_an_item_that_no_walk_visits() -> None:
-    link = sparse.csr_matrix(([1.0], ([10], [0])), shape=(11, 11), dtype=np.float32)  # item 10 is like item 0
-    vectors = fit(similarity=link)
+@pytest.mark.parametrize("form", [ALL, ROWS])
+def test_smoothing_reaches_an_item_that_no_walk_visits(form: dict[str, int]) -> None:
+    vectors = fit(LINK, **form)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     assert (unit[10] @ unit[:5].T).mean() > (unit[10] @ unit[5:10].T).mean() + 0.2
 
 
-def test_same_seed_same_bytes() -> None:
-    assert fit().tobytes() == fit().tobytes()
-    assert fit(seed=2).tobytes() != fit().tobytes()
+@pytest.mark.parametrize("form", [ALL, ROWS])
+def test_same_seed_same_bytes(form: dict[str, int]) -> None:
+    assert fit(LINK, **form).tobytes() == fit(LINK, **form).tobytes()
+    assert fit(LINK, seed=2, **form).tobytes() != fit(LINK, **form).tobytes()
+
+
+def test_rows_are_chosen_by_size() -> None:
+    """Both forms follow the same gradient and differ in Adam's moments and the order of sums: bytes tell which ran."""
+    assert fit(LINK, smooth_rows_above=11).tobytes() == fit(LINK).tobytes()
+    assert fit(LINK, smooth_rows_above=10).tobytes() == fit(LINK, **ROWS).tobytes()
+
+
+def test_rows_that_no_batch_reaches_stay() -> None:
+    """Item 10 is in no walk, never drawn, and nothing is smoothed by it."""
+    start = torch.Generator().manual_seed(1)
+    expected = (torch.randn(11, 8, generator=start) * 8**-0.5).numpy()
+    found = fit(**ROWS)
+    np.testing.assert_array_equal(found[10], expected[10])
+    assert (found[:10] != expected[:10]).all()
 
 
 def test_loss_falls_and_is_told() -> None:
-    walks, degrees = two_shops()
-    told: list[tuple[int, float]] = []
-    fit_item_vectors(
-        walks, None, degrees, learning_rate=0.05, seed=1, on_epoch=lambda *told_now: told.append(told_now), **SETTINGS
-    )
-    assert [epoch for epoch, _ in told] == list(range(6))
+    told: list[tuple[int, float, float | None]] = []
+    fit(on_epoch=lambda *now: told.append(now))
+    assert [epoch for epoch, _, _ in told] == list(range(6))
     assert told[-1][1] < told[0][1] - 0.1
+    assert {auc for _, _, auc in told} == {None}
+
+
+def test_the_probe_is_told_each_epoch(caplog: pytest.LogCaptureFixture) -> None:
+    """Items of one shop against rivals of the other: the first epochs leave something to learn."""
+    pairs = np.array([[a, b] for a in range(5) for b in range(5) if a != b], np.int32)
+    probe = Probe(pairs, np.tile(np.arange(5, 10, dtype=np.int32), (len(pairs), 1)))
+    told: list[float | None] = []
+    vectors = fit(probe=probe, on_epoch=lambda *now: told.append(now[2]))
+    assert len(told) == 6
+    assert told[-1] == probe.auc(vectors) == 1.0
+    assert "under-trained" not in caplog.text
+    fit(probe=probe, learning_rate=1e-6)
+    assert "no better than chance" in caplog.text
 
 
 def test_the_learning_rate_falls_linearly_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +188,9 @@ def test_each_walk_is_read_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> Non
     seen = []
     original = skipgram.positive_loss
 
-    def spy(target: Tensor, context: Tensor, walks: Tensor, weights: Tensor) -> Tensor:
+    def spy(vectors: Any, walks: Tensor, *others: Any) -> Any:
         seen.append(walks.numpy().copy())
-        return original(target, context, walks, weights)
+        return original(vectors, walks, *others)
 
     monkeypatch.setattr(skipgram, "positive_loss", spy)
     fit(batch_walks=50, epochs=2)  # 120 walks: 50, 50, 20
@@ -226,3 +204,8 @@ def test_plan_refuses() -> None:
     assert skipgram.plan(100, 1000, 40, 8, 16, 4) > 4 * (12 * 100 * 8 + 1000 * 40)
     with pytest.raises(CapacityError, match=r"skip-gram on 1,000,000,000,000 items.*skipgram.batch_walks"):
         skipgram.plan(10**12, 1000, 40, 128, 16, 4)
+
+
+def test_plan_counts_the_similarity_three_times() -> None:
+    """As it comes, in B + I, and in the transpose: a column number and a weight of 4 bytes each."""
+    assert skipgram.plan(100, 1000, 40, 8, 16, 4, 10**6) - skipgram.plan(100, 1000, 40, 8, 16, 4) == 24 * 10**6
