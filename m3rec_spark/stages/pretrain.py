@@ -131,13 +131,12 @@ def _publish_walks(context: Context, arrays: MarketArrays, report: Report) -> ND
     if context.is_fresh("walks"):
         log.info("walks: kept from the run before")
     else:
-        with workspace.scratch("walks") as folder:
+        with workspace.scratch("walks") as folder, workspace.publishing("walks", context.key) as target:
             walks.save_graph(graph, folder)
-            frame = walks.sample_walks(
-                context.spark(), folder, settings.per_item, settings.length, settings.seed,
+            report["walks"] = walks.write_walks(
+                context.spark(), folder, target, settings.per_item, settings.length, settings.seed,
                 return_p=settings.return_p, inout_q=settings.inout_q,
             )  # fmt: skip
-            report["walks"] = workspace.write(frame, "walks", context.key).rows
         log.info("walks: %d of %d items; %d items have no neighbour", report["walks"], settings.length, isolated)
     report["items_without_neighbour"] = isolated
     return degrees
