@@ -121,10 +121,15 @@ def item_weights(
 
 
 def save_graph(graph: WalkGraph, folder: Path) -> None:
-    """Writes one .npy file an array, for workers to memory-map; whole files only, so that a task may do it twice."""
+    """Writes one .npy file an array, for workers to memory-map."""
     for name in WalkGraph._fields:
-        with replacing(folder / f"{name}.npy") as path, open(path, "wb") as file:
-            np.save(file, getattr(graph, name))
+        save_array(folder / f"{name}.npy", getattr(graph, name))
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """A whole .npy file or none, so that a task may be run again, or twice at once."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
 
 
 def open_graph(folder: str | Path) -> WalkGraph:
