@@ -12,6 +12,7 @@ history, column = item scored.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -24,7 +25,7 @@ from m3rec_spark.similarity.capacity import require
 
 Real = TypeVar("Real", np.float32, np.float64)
 BLOCK = 512  # rows worked on at once: the extra memory is a few BLOCK x n
-_GPU_ARRAYS = 3  # n x n on the GPU at once: the factor, cuSOLVER's copy of it, the inverse
+LAPACK_ITEMS = 4096  # up to here LAPACK does it; beyond, it is as fast by blocks, and safe (blocked.py)
 
 
 def bytes_needed(n_items: int, itemsize: int = 8) -> int:
@@ -88,26 +89,17 @@ def solve_on_gpu(gram: NDArray[Real], lambda_f: float, device: str = "cuda") -> 
 
     Raises:
         UsageError: torch sees no such device, or lambda_f is not positive.
-        CapacityError: three n x n arrays do not fit on it.
+        CapacityError: an n x n array and a few panels do not fit on it.
         DataError: as `solve`.
     """
-    import torch  # 2 s that Spark's workers, who use this module too, do without
-
     _check(gram, lambda_f)
-    if torch.device(device).type == "cuda":
-        _require_gpu(_GPU_ARRAYS * gram.nbytes, device)
-    weights = torch.from_numpy(gram.T)  # in C order: the upper half
-    square = weights.to(device, copy=True)
+    _require_device(bytes_needed(len(gram), gram.itemsize), device)
+    square = _tensor(gram).to(device, copy=True)
     square.diagonal().add_(lambda_f)
-    factor, minor = torch.linalg.cholesky_ex(square, upper=True)
-    del square
-    _refuse_minor(int(minor), lambda_f)
-    inverse = torch.cholesky_inverse(factor, upper=True)
-    del factor
-    inverse /= -inverse.diagonal().clone()
-    inverse.diagonal().zero_()
-    weights.copy_(inverse)
-    return gram.T
+    _refuse_minor(_blocked().factor_in_place(square, BLOCK), lambda_f)
+    _blocked().invert_factor_in_place(square, BLOCK)
+    _tensor(gram).copy_(square)
+    return _weights(gram)
 
 
 def invert(gram: NDArray[Real], ridge: float) -> NDArray[Real]:
@@ -116,20 +108,22 @@ def invert(gram: NDArray[Real], ridge: float) -> NDArray[Real]:
 
 
 def cholesky(gram: NDArray[Real], ridge: float, items: NDArray[Any] | None = None) -> NDArray[Real]:
-    """L of A + ridge I = L L' in the lower half of A's memory. items: of the rows, for the messages. Raises as `solve`.
-
-    LAPACK's int has 32 bits here, but OpenBLAS counts in 64: arrays of over 2^31 numbers (n > 46,340) are safe as long
-    as the upper half is not cleared, where the wrapper overflowed before SciPy 1.13 (scipy/scipy#17436).
-    """
+    """L of A + ridge I = L L' in the lower half of A's memory. items: of the rows, in messages. Raises as `solve`."""
     _check(gram, ridge, items)
     gram[np.diag_indices(len(gram))] += ridge
-    factor, minor = get_lapack_funcs("potrf", (gram,))(gram, lower=1, clean=0, overwrite_a=1)
+    if len(gram) > LAPACK_ITEMS:
+        factor, minor = gram, _blocked().factor_in_place(_tensor(gram), BLOCK)
+    else:
+        factor, minor = get_lapack_funcs("potrf", (gram,))(gram, lower=1, clean=0, overwrite_a=1)
     _refuse_minor(minor, ridge, items)
-    return cast(NDArray[Real], factor)
+    return factor
 
 
 def invert_factor(factor: NDArray[Real]) -> NDArray[Real]:
     """(L L')^-1 in the memory of L: the lower half."""
+    if len(factor) > LAPACK_ITEMS:
+        _blocked().invert_factor_in_place(_tensor(factor), BLOCK)
+        return factor
     return cast(NDArray[Real], get_lapack_funcs("potri", (factor,))(factor, lower=1, overwrite_c=1)[0])
 
 
@@ -197,9 +191,11 @@ def _item(row: int, items: NDArray[Any] | None) -> int:
     return row if items is None else int(items[row])
 
 
-def _require_gpu(needed: int, device: str) -> None:
+def _require_device(needed: int, device: str) -> None:
     import torch
 
+    if torch.device(device).type != "cuda":
+        return
     if not torch.cuda.is_available():
         raise UsageError(f"ease.solver=cuda, but torch sees no GPU ({device}): set ease.solver=auto or driver")
     free, _ = torch.cuda.mem_get_info(device)
@@ -208,6 +204,20 @@ def _require_gpu(needed: int, device: str) -> None:
             f"EASE on {device} needs {needed:,} bytes of GPU memory ({needed / 1e9:.3g} GB), {free:,} are free: "
             "set ease.precision=float32, or ease.solver=auto for a solver that fits"
         )
+
+
+def _blocked() -> ModuleType:
+    """The products by torch, whose import takes 2 s that Spark's tasks with their small markets do without."""
+    from m3rec_spark.similarity import blocked
+
+    return blocked
+
+
+def _tensor(array: NDArray[Any]) -> Any:
+    """The array as a tensor, in the same memory."""
+    import torch
+
+    return torch.from_numpy(array)
 
 
 def _blocks(n: int) -> Iterator[slice]:

@@ -60,7 +60,41 @@ def test_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(ease.solve(lower(gram), 2.0), reference(gram, 2.0), atol=1e-12)
 
 
-def test_in_place() -> None:
+@pytest.mark.parametrize("n", [1, 4, 11])  # one block, and two with a rest
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_large_ones_by_blocks(monkeypatch: pytest.MonkeyPatch, n: int, dtype: type) -> None:
+    monkeypatch.setattr(ease, "BLOCK", 4)
+    monkeypatch.setattr(ease, "LAPACK_ITEMS", 0)
+    gram = random_gram(n)
+    square = lower(gram).astype(dtype, order="F")
+    weights = ease.solve(square, 2.0)
+    assert np.shares_memory(weights, square)
+    np.testing.assert_allclose(weights, reference(gram, 2.0), atol=1e-12 if dtype == np.float64 else 1e-5)
+
+
+def test_by_blocks_names_minor_and_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ease, "BLOCK", 2)
+    monkeypatch.setattr(ease, "LAPACK_ITEMS", 0)
+    with pytest.raises(DataError, match="order 4 fails, at item 3"):
+        ease.solve(lower(np.diag([1.0, 1.0, 1.0, -5.0, 1.0])), 2.0)
+
+
+@pytest.mark.parametrize("lapack_items", [0, 1000])
+def test_an_ill_conditioned_gram(monkeypatch: pytest.MonkeyPatch, lapack_items: int) -> None:
+    """Popular items in many baskets, condition about 1e10: the optimum still holds to rounding error."""
+    monkeypatch.setattr(ease, "BLOCK", 32)
+    monkeypatch.setattr(ease, "LAPACK_ITEMS", lapack_items)
+    rng = np.random.default_rng(0)
+    X = rng.random((900, 300)) < 3 / np.arange(1, 301)[rng.permutation(300)] ** 0.9
+    gram = 1e8 * (X.T.astype(float) @ X)
+    residual = (gram + 30 * np.eye(300)) @ ease.solve(lower(gram), 30.0) - gram
+    np.fill_diagonal(residual, 0)
+    assert np.abs(residual).max() < 1e-12 * gram.max()
+
+
+@pytest.mark.parametrize("lapack_items", [4096, 100])
+def test_in_place(monkeypatch: pytest.MonkeyPatch, lapack_items: int) -> None:
+    monkeypatch.setattr(ease, "LAPACK_ITEMS", lapack_items)
     n = 1200
     gram = lower(random_gram(n))
     tracemalloc.start()
@@ -162,8 +196,8 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 8 * 9 - 1, 10**9))
-    with pytest.raises(CapacityError, match=r"needs 216 bytes of GPU memory.*215 are free"):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (ease.bytes_needed(3) - 1, 10**9))
+    with pytest.raises(CapacityError, match=r"needs 49,224 bytes of GPU memory.*49,223 are free"):
         ease.solve_on_gpu(lower(np.eye(3)), 1.0, device="cuda:1")
 
 
