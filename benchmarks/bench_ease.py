@@ -36,7 +36,6 @@ from m3rec_spark.similarity.market_blocks import EliminatedWeights
 from m3rec_spark.similarity.weights import MarketItems, Outputs, similarity_on_spark
 
 LAMBDA = 30.0
-COLUMNS = ["item_a", "item_b", "count"]
 QUICK = {"items": 12_000, "old_items": 4_000, "markets": 8, "own": 2_000, "shared": 2_000, "users": 20_000}
 FULL = {"items": 12_000, "old_items": 12_000, "markets": 16, "own": 2_000, "shared": 2_000, "users": 20_000}
 
@@ -83,7 +82,7 @@ def bench_markets(folder: Path, count: int, own: int, shared: int, users: int) -
         return [np.load(file, mmap_mode="r")[np.ix_(sample, sample)] for file in work.files()]
 
     def theirs() -> list[np.ndarray]:
-        weights = solve_densely(work.cells(), n)
+        weights = solve_densely(work.cells(), n, count)
         return [weights[np.ix_(items[sample], items[sample])].astype(np.float32) for items in work.items]
 
     def check(mine: list, peers: list) -> None:
@@ -110,7 +109,7 @@ class MarketsWork:
             pq.write_table(pa.Table.from_batches([batch]), folder / "gram" / f"part-{number:05d}.parquet")
 
     def cells(self) -> Iterable[pa.RecordBatch]:
-        return ds.dataset(self.folder / "gram", format="parquet").to_batches(columns=COLUMNS)
+        return ds.dataset(self.folder / "gram", format="parquet").to_batches()
 
     def files(self) -> list[Path]:
         return [self.folder / "ease" / f"market-{m:05d}.npy" for m in range(self.arrays.n_markets)]
@@ -167,8 +166,8 @@ def laws(folder: Path) -> None:
     law("markets", "markets of 16000 own items together", "markets", fixed_items)
 
 
-def solve_densely(batches: Iterable[pa.RecordBatch], n: int) -> np.ndarray:
-    return ease.solve(dense_gram(batches, n), LAMBDA)
+def solve_densely(batches: Iterable[pa.RecordBatch], n: int, count: int = 1) -> np.ndarray:
+    return ease.solve(dense_gram(batches, n, np.ones(count)), LAMBDA)
 
 
 def gram_cells(arrays: MarketArrays) -> list[pa.RecordBatch]:
