@@ -23,8 +23,10 @@ from m3rec_spark.paths import write_atomically
 from m3rec_spark.schema import DataError
 from m3rec_spark.similarity import b_glob, entries, gram, skipgram, walks
 from m3rec_spark.similarity.probe import Probe, held_out_pairs
-from m3rec_spark.stages import solve
+from m3rec_spark.similarity.solvers import Machine
+from m3rec_spark.stages import solve, walk
 from m3rec_spark.stages.context import Context
+from m3rec_spark.stages.machine import describe_machine
 from m3rec_spark.stages.train import choose_device
 from m3rec_spark.tables import arrow_schema
 
@@ -42,15 +44,16 @@ def run(context: Context) -> None:
         CapacityError: a step does not fit in memory.
         DataError: the system of EASE cannot be solved, or no two items share a user.
     """
-    arrays = open_arrays(context.workspace.folder("arrays"))
+    arrays = _arrays(context)
     report: Report = {"items": arrays.n_items, "pairs": len(arrays.slots), "seconds": {}}
-    solver = _plan(context, arrays, report)
+    machine = describe_machine(context.spark(), context.config.ease.memory_gb)
+    solver = _plan(context, arrays, machine, report)
     with _timed("gram", report):
         _publish_gram(context, arrays, report)
     with _timed("ease", report):  # its memory is given back when the step ends
-        similarity = _similarity(context, arrays, solver, report)
+        similarity = _similarity(context, arrays, machine, solver, report)
     with _timed("walks", report):
-        degrees = _publish_walks(context, arrays, report)
+        degrees = walk.publish_walks(context, arrays, machine, report)
     with _timed("skipgram", report):
         _publish_item_vectors(context, arrays, similarity, degrees, report)
     write_atomically(context.workspace.root / REPORT, json.dumps(report, indent=1).encode())
@@ -64,23 +67,28 @@ def plan(context: Context) -> str:
     Raises:
         CapacityError, DataError: it would be refused.
     """
-    arrays = open_arrays(context.workspace.folder("arrays"))
+    arrays = _arrays(context)
     report: Report = {}
-    _plan(context, arrays, report)
+    _plan(context, arrays, describe_machine(context.spark(), context.config.ease.memory_gb), report)
     others = ", ".join(f"{step} {size / 1e9:.2f} GB" for step, size in report["bytes"].items())
     return f"{report['plan']}\nmemory on the driver, one after another: {others}"
 
 
-def _plan(context: Context, arrays: MarketArrays, report: Report) -> str:
-    """The solver to use. Refuses what cannot be done, or does not fit, before the first step starts."""
+def _arrays(context: Context) -> MarketArrays:
+    arrays = open_arrays(context.workspace.folder("arrays"))
     if np.diff(arrays.indptr).max(initial=0) < 2:
         raise DataError("no user has two items in the train split: no item is like another; prepare other data")
+    return arrays
+
+
+def _plan(context: Context, arrays: MarketArrays, machine: Machine, report: Report) -> str:
+    """The solver to use. Refuses what cannot be done, or does not fit, before the first step starts."""
     solve.market_weights(context)
     n, settings, steps = arrays.n_items, context.config.skipgram, context.config.walks
-    chosen, report["plan"] = solve.plan(context, arrays, context.spark())
+    chosen, report["plan"] = solve.plan(context, arrays, machine)
     report["bytes"] = {
         "ease": chosen.driver_bytes,
-        "walks": walks.plan(len(arrays.slots), n),
+        "walks": walk.plan(context, arrays, machine)[1],
         "skipgram": skipgram.plan(
             n, n * steps.per_item, steps.length, settings.dimension, settings.shared, settings.batch_walks
         ),
@@ -114,32 +122,14 @@ def _publish_gram(context: Context, arrays: MarketArrays, report: Report) -> Non
     log.info("Gram: %d cells in the upper halves of all markets", found.cells)
 
 
-def _similarity(context: Context, arrays: MarketArrays, solver: str, report: Report) -> sparse.csr_matrix:
+def _similarity(
+    context: Context, arrays: MarketArrays, machine: Machine, solver: str, report: Report
+) -> sparse.csr_matrix:
     """B-Glob, and with it the table ease."""
     if not context.is_fresh("ease", "similarity"):
-        return solve.publish_similarity(context, arrays, solver, report)
+        return solve.publish_similarity(context, arrays, machine, solver, report)
     log.info("EASE: kept from the run before")
     return b_glob.similarity_matrix(context.workspace.read_arrow("similarity"), arrays.n_items)
-
-
-def _publish_walks(context: Context, arrays: MarketArrays, report: Report) -> NDArray[np.int64]:
-    """The walks; gives the items' degrees."""
-    settings, workspace = context.config.walks, context.workspace
-    graph = walks.build_graph(arrays.indptr, arrays.items, arrays.n_items, settings.self_loops)
-    degrees = graph.degrees()
-    isolated = int((degrees == 0).sum())
-    if context.is_fresh("walks"):
-        log.info("walks: kept from the run before")
-    else:
-        with workspace.scratch("walks") as folder, workspace.publishing("walks", context.key) as target:
-            walks.save_graph(graph, folder)
-            report["walks"] = walks.write_walks(
-                context.spark(), folder, target, settings.per_item, settings.length, settings.seed,
-                return_p=settings.return_p, inout_q=settings.inout_q,
-            )  # fmt: skip
-        log.info("walks: %d of %d items; %d items have no neighbour", report["walks"], settings.length, isolated)
-    report["items_without_neighbour"] = isolated
-    return degrees
 
 
 def _publish_item_vectors(

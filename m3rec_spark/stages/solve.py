@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
-from pyspark.sql import SparkSession
 from scipy import sparse
 
 from m3rec_spark.data.arrays import MarketArrays
@@ -22,7 +21,6 @@ from m3rec_spark.similarity import b_glob, ease, gram, markets, neighbourhood, s
 from m3rec_spark.similarity import weights as by_rows
 from m3rec_spark.similarity.certificate import certificate, certificate_columns
 from m3rec_spark.stages.context import Context
-from m3rec_spark.stages.machine import describe_machine
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +47,13 @@ def market_weights(context: Context) -> NDArray[np.float64]:
     return np.array([wished.get(market, 1.0) for market in known])
 
 
-def plan(context: Context, arrays: MarketArrays, spark: SparkSession) -> tuple[solvers.Estimate, str]:
+def plan(context: Context, arrays: MarketArrays, machine: solvers.Machine) -> tuple[solvers.Estimate, str]:
     """The solver to use, and the table of all.
 
     Raises:
         CapacityError: none fits, or not the one wished for.
     """
     settings = context.config.ease
-    machine = describe_machine(spark, settings.memory_gb)
     goods = solvers.catalogue(arrays)
     lengths = np.diff(arrays.indptr)
     cells = min(int((lengths * (lengths + 1) // 2).sum()), goods.n_items * (goods.n_items + 1) // 2 * arrays.n_markets)
@@ -70,7 +67,9 @@ def plan(context: Context, arrays: MarketArrays, spark: SparkSession) -> tuple[s
     return chosen, f"{head}\n{solvers.table(estimates, chosen)}"
 
 
-def publish_similarity(context: Context, arrays: MarketArrays, solver: str, report: Report) -> sparse.csr_matrix:
+def publish_similarity(
+    context: Context, arrays: MarketArrays, machine: solvers.Machine, solver: str, report: Report
+) -> sparse.csr_matrix:
     """The tables ease and similarity; gives B-Glob."""
     workspace, settings = context.workspace, context.config.ease
     own = by_rows.MarketItems(np.asarray(arrays.slot_items), np.asarray(arrays.slot_offsets))
@@ -79,7 +78,7 @@ def publish_similarity(context: Context, arrays: MarketArrays, solver: str, repo
         if solver == "neighbourhood":
             _approximate(context, arrays, own, folder, scratch, report)
         else:
-            report["certificate"] = _exact(context, arrays, solver, own, folder, scratch)
+            report["certificate"] = _exact(context, arrays, machine, solver, own, folder, scratch)
         header["certificate"] = report.get("certificate")
         (folder / "ease.json").write_text(json.dumps(header), encoding="utf-8")
     similarity = b_glob.similarity_matrix(workspace.read_arrow("similarity"), arrays.n_items)
@@ -93,7 +92,13 @@ def publish_similarity(context: Context, arrays: MarketArrays, solver: str, repo
 
 
 def _exact(
-    context: Context, arrays: MarketArrays, solver: str, own: by_rows.MarketItems, folder: Path, scratch: Path
+    context: Context,
+    arrays: MarketArrays,
+    machine: solvers.Machine,
+    solver: str,
+    own: by_rows.MarketItems,
+    folder: Path,
+    scratch: Path,
 ) -> float:
     """Solves, publishes block by block, proves; gives the certificate."""
     workspace, settings = context.workspace, context.config.ease
@@ -101,7 +106,7 @@ def _exact(
     proof.mkdir()
     columns = certificate_columns(arrays.n_items)
     outputs = by_rows.Outputs(own, settings.epsilon, folder, columns, proof)
-    with _solved(context, arrays, solver, scratch) as weights:
+    with _solved(context, arrays, machine, solver, scratch) as weights:
         if isinstance(weights, by_rows.DenseWeights):
             workspace.write_arrow(by_rows.similarity_on_driver(weights, outputs), "similarity", context.key)
         else:
@@ -114,7 +119,9 @@ def _exact(
 
 
 @contextlib.contextmanager
-def _solved(context: Context, arrays: MarketArrays, solver: str, scratch: Path) -> Iterator[by_rows.Weights]:
+def _solved(
+    context: Context, arrays: MarketArrays, machine: solvers.Machine, solver: str, scratch: Path
+) -> Iterator[by_rows.Weights]:
     """B by the solver; its files live as long as the block."""
     workspace, settings, n = context.workspace, context.config.ease, arrays.n_items
     folder, weights = workspace.folder("gram"), market_weights(context)
@@ -129,9 +136,8 @@ def _solved(context: Context, arrays: MarketArrays, solver: str, scratch: Path) 
         yield markets.eliminate(context.spark(), folder, place, scratch, settings.lambda_f, weights, whole)
     else:
         with workspace.resumable("sweep", context.key) as tiles:
-            cores = describe_machine(context.spark(), settings.memory_gb).cores
             yield sweep.sweep(
-                context.spark(), folder, tiles, n, settings.lambda_f, weights, settings.tile, context.key, cores
+                context.spark(), folder, tiles, n, settings.lambda_f, weights, settings.tile, context.key, machine.cores
             )
 
 

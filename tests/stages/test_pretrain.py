@@ -198,6 +198,18 @@ def test_what_an_interrupted_run_published_is_kept(
     assert workspace.manifest("item_vectors") is not None
 
 
+def test_both_walk_engines_publish_the_same(
+    spark: SparkSession, done: tuple[Workspace, Recorder], tmp_path: Path
+) -> None:
+    workspace = publish_random_shop(tmp_path)
+    run(workspace, "walks.engine=partitioned")
+    assert json.loads((workspace.root / pretrain.REPORT).read_text())["walk_engine"] == "partitioned"
+    tables = [walk_matrix(one.read_arrow("walks")).tobytes() for one in (workspace, done[0])]
+    assert tables[0] == tables[1]
+    with pytest.raises(UsageError, match=r"walks.return_p=4 and walks.inout_q=1 need the whole graph"):
+        run(workspace, "walks.engine=partitioned", "walks.return_p=4")
+
+
 def test_plan_says_what_would_run(spark: SparkSession, tmp_path: Path) -> None:
     workspace = publish_random_shop(tmp_path)
     text = pretrain.plan(Context(load(overrides=SETTINGS), workspace, Tracker(), KEY))

@@ -1,0 +1,86 @@
+"""The walks by the engine that fits: arrays -> walks. Part of pretrain."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3rec_spark.data.arrays import MarketArrays
+from m3rec_spark.schema import UsageError
+from m3rec_spark.similarity import walk_blocks, walk_graph, walks, walks_partitioned
+from m3rec_spark.similarity.solvers import Machine
+from m3rec_spark.stages.context import Context
+
+log = logging.getLogger(__name__)
+
+Report = dict[str, Any]
+
+
+def plan(context: Context, arrays: MarketArrays, machine: Machine) -> tuple[str, int]:
+    """The engine, and the bytes that it takes on the driver: auto partitions a graph that does not fit in a task.
+
+    Raises:
+        CapacityError: the graph does not fit on the driver, as the engine `broadcast` needs.
+        UsageError: node2vec's p or q with the engine `partitioned`.
+    """
+    settings = context.config.walks
+    size = walk_graph.graph_bytes(len(arrays.slots), arrays.n_items, arrays.n_rows)
+    fits = size <= min(machine.driver_bytes, machine.task_bytes)
+    engine = settings.engine if settings.engine != "auto" else "broadcast" if fits else "partitioned"
+    if engine == "partitioned" and (settings.return_p, settings.inout_q) != (1.0, 1.0):
+        raise UsageError(
+            f"walks.return_p={settings.return_p:g} and walks.inout_q={settings.inout_q:g} need the whole graph in "
+            f"every worker, {size:,} bytes: set both to 1, or walks.engine=broadcast on machines with that memory"
+        )
+    if engine == "broadcast":
+        return engine, walk_graph.plan(len(arrays.slots), arrays.n_items)
+    return engine, 8 * arrays.n_items * (len(_blocks(arrays, machine)) + 1)
+
+
+def publish_walks(context: Context, arrays: MarketArrays, machine: Machine, report: Report) -> NDArray[np.int64]:
+    """The table walks; gives the items' degrees."""
+    settings = context.config.walks
+    degrees = walk_graph.item_weights(arrays.indptr, arrays.items, arrays.n_items, settings.self_loops)
+    report["items_without_neighbour"] = isolated = int((degrees == 0).sum())
+    if context.is_fresh("walks"):
+        log.info("walks: kept from the run before")
+        return degrees
+    engine, _ = plan(context, arrays, machine)
+    made = _broadcast(context, arrays) if engine == "broadcast" else _partitioned(context, arrays, machine)
+    report |= {"walks": made, "walk_engine": engine}
+    log.info("walks (%s): %d of %d items; %d items have no neighbour", engine, made, settings.length, isolated)
+    return degrees
+
+
+def _broadcast(context: Context, arrays: MarketArrays) -> int:
+    settings, workspace = context.config.walks, context.workspace
+    graph = walk_graph.build_graph(arrays.indptr, arrays.items, arrays.n_items, settings.self_loops)
+    with workspace.scratch("walks") as folder, workspace.publishing("walks", context.key) as target:
+        walk_graph.save_graph(graph, folder)
+        return walks.write_walks(
+            context.spark(), folder, target, settings.per_item, settings.length, settings.seed,
+            return_p=settings.return_p, inout_q=settings.inout_q,
+        )  # fmt: skip
+
+
+def _partitioned(context: Context, arrays: MarketArrays, machine: Machine) -> int:
+    settings, workspace, spark = context.config.walks, context.workspace, context.spark()
+    with workspace.scratch("walks") as folder, workspace.publishing("walks", context.key) as target:
+        graph, walkers = folder / "graph", folder / "walkers"
+        graph.mkdir()
+        walkers.mkdir()
+        walk_blocks.build_blocks(
+            spark, workspace.folder("arrays"), graph, _blocks(arrays, machine), settings.self_loops
+        )  # fmt: skip
+        return walks_partitioned.write_walks(
+            spark, graph, walkers, target, settings.per_item, settings.length, settings.seed
+        )  # fmt: skip
+
+
+def _blocks(arrays: MarketArrays, machine: Machine) -> NDArray[np.int64]:
+    """Blocks of users whose graph takes half of a task's memory at most."""
+    pairs = max(1, machine.task_bytes // 2 // max(1, walk_graph.graph_bytes(1, 0, 0)))
+    return walk_blocks.user_blocks(arrays.indptr, arrays.user_offsets, pairs)
