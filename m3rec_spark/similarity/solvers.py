@@ -17,10 +17,12 @@ import numpy as np
 
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.schema import CapacityError, UsageError
+from m3rec_spark.similarity import neighbourhood
 from m3rec_spark.similarity.markets import market_cost
 
 CORE_FLOPS = 40e9  # float64 GEMM of a core, AVX2; LAPACK's inverse reaches INVERSE_SHARE of it
 INVERSE_SHARE = 0.8
+SMALL_SYSTEMS_SHARE = 0.1  # of the neighbourhoods' systems, with the gathering of their cells
 CUDA_FLOPS = 5e12
 DISK_BYTES = 1e9  # a second and core, page cache
 JOB_SECONDS = 0.3
@@ -189,15 +191,12 @@ def _sweep(goods: Catalogue, machine: Machine, tile: int) -> Estimate:
 
 
 def _neighbourhood(goods: Catalogue, machine: Machine, neighbours: int, gram_cells: int) -> Estimate:
-    n, m = goods.n_items, min(neighbours, goods.n_items)
-    flops = n * (m**3 / 3 + m**2)
-    gather = 2 * gram_cells / max(n, 1) * m * n  # reads of the neighbours' rows of A
-    seconds = START_SECONDS + (flops / (CORE_FLOPS / 4) + gather / 1e9) / machine.cores
-    task = 8 * m**2 + 64 * n
-    driver = 20 * n * m
+    cost = neighbourhood.plan(goods.n_items, gram_cells, neighbours)
+    seconds = START_SECONDS + cost.flops / (SMALL_SYSTEMS_SHARE * CORE_FLOPS * machine.cores)
+    obstacle = _lacks(machine, driver=cost.driver_bytes, task=cost.task_bytes)
     return Estimate(
-        "neighbourhood", flops, seconds, driver, task, 16 * gram_cells, _lacks(machine, driver=driver, task=task)
-    )
+        "neighbourhood", cost.flops, seconds, cost.driver_bytes, cost.task_bytes, cost.file_bytes, obstacle
+    )  # fmt: skip
 
 
 def _lacks(machine: Machine, driver: int = 0, task: int = 0) -> str:
