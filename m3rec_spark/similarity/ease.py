@@ -2,8 +2,8 @@
 
 B = I - C diagMat(1 / diag C),  C = (A + lambda I)^-1,  so that diag B = 0.
 Cost: n^3 flops (Cholesky n^3/3, inverse from it 2 n^3/3) and one n x n array, in place from A to B. Where there are
-fewer users than items, C comes from their side (Woodbury's identity for A = X'X) in u^3/3 + u^2 n + u n^2 flops:
-    C = (I - V'V) / lambda,    V = L^-1 X,    X X' + lambda I = L L'.
+fewer users than items, C comes from their side (Woodbury's identity for A = X'X), u^3 flops and two sparse products:
+    C = (I - X' (X X' + lambda I)^-1 X) / lambda.
 
 Notation: n items; u users; X (u, n) histories; A (n, n) co-occurrence counts; B (n, n) weights, row = item in the
 history, column = item scored.
@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.linalg import get_blas_funcs, get_lapack_funcs
+from scipy.linalg import get_lapack_funcs
 
 from m3rec_spark.schema import CapacityError, DataError, UsageError
 from m3rec_spark.similarity.capacity import require
@@ -69,7 +69,7 @@ def solve(gram: NDArray[Real], lambda_f: float) -> NDArray[Real]:
 
 
 def solve_by_users(X: sparse.csr_matrix, lambda_f: float) -> NDArray[Any]:
-    """B of eq. 4 from the users' side. Memory: n x n, u x n and u x u numbers.
+    """B of eq. 4 from the users' side. Memory: n x n, two u x n and u x u numbers.
 
     Args:
         X: (u, n) histories, float64 or float32: ones, times sqrt(w_m) in the rows of a market with weight w_m.
@@ -81,7 +81,9 @@ def solve_by_users(X: sparse.csr_matrix, lambda_f: float) -> NDArray[Any]:
     Raises:
         UsageError, DataError: as `solve`.
     """
-    return _weights(invert_by_users(users_factor(X, X.shape[1], lambda_f), lambda_f))
+    inverse = -users_projection(X, X.shape[1], lambda_f)
+    inverse[np.diag_indices(len(inverse))] += 1.0  # C but for a factor, which B does not depend on
+    return _weights(inverse.T)
 
 
 def solve_on_gpu(gram: NDArray[Real], lambda_f: float, device: str = "cuda") -> NDArray[Real]:
@@ -127,22 +129,16 @@ def invert_factor(factor: NDArray[Real]) -> NDArray[Real]:
     return cast(NDArray[Real], get_lapack_funcs("potri", (factor,))(factor, lower=1, overwrite_c=1)[0])
 
 
-def users_factor(X: sparse.csr_matrix, n_own: int, ridge: float) -> NDArray[Any]:
-    """V = L^-1 X (u, n) in Fortran order, with L L' = S S' + ridge I of the first n_own columns S of X.
+def users_projection(X: sparse.csr_matrix, n_own: int, ridge: float) -> NDArray[Any]:
+    """P = X' (S S' + ridge I)^-1 X (n, n), S the first n_own columns of X: (S'S + ridge I)^-1 = (I - P_SS) / ridge.
 
     Raises:
         UsageError: ridge is not positive.
     """
-    V = X.toarray(order="F")
-    factor = cholesky((X[:, :n_own] @ V[:, :n_own].T).T, ridge)
-    return cast(NDArray[Any], get_blas_funcs("trsm", (V,))(1.0, factor, V, lower=1, overwrite_b=1))
-
-
-def invert_by_users(V: NDArray[Real], ridge: float) -> NDArray[Real]:
-    """(S'S + ridge I)^-1 = (I - V'V) / ridge for V = `users_factor` of S: the lower half, in Fortran order."""
-    inverse: NDArray[Real] = get_blas_funcs("syrk", (V,))(-1.0 / ridge, V, trans=1, lower=1)
-    inverse[np.diag_indices(len(inverse))] += 1.0 / ridge
-    return inverse
+    own = X[:, :n_own]
+    inverse = mirror(invert((own @ own.T).toarray(order="F"), ridge))
+    half = X.T @ inverse
+    return cast(NDArray[Any], X.T @ half.T)
 
 
 def mirror(lower: NDArray[Real]) -> NDArray[Real]:

@@ -5,9 +5,8 @@ shared items O couple the markets. With G_m = A[S_m, S_m] + lambda I and E_m = A
     1.  G_m = L L',  Y = L^-1 E_m,  F_m = L^-T Y = G_m^-1 E_m,  G_m^-1,  and what m adds to the border, A_m[O, O] - Y'Y;
     2.  C_OO = (sum of those + lambda I)^-1 on the driver: the inverse of the Schur complement of all S_m;
     3.  H_m = C_OO F_m', which with F_m and G_m^-1 gives all of C = (A + lambda I)^-1 (market_blocks.py).
-Where that is cheaper, a market's few users, X = sqrt(w_m) [X_S X_O], take the place of L in step 1 (ease.py):
-    V = [V_S V_O] = K^-1 X,  K K' = X_S X_S' + lambda I;   G_m^-1 = (I - V_S'V_S) / lambda,   F_m = V_S'V_O,
-    A_m[O, O] - E_m' F_m = lambda V_O'V_O.
+Where that is cheaper, step 1 inverts the side of a market's few users, X = sqrt(w_m) [X_S X_O], instead (ease.py):
+    P = X' (X_S X_S' + lambda I)^-1 X;    G_m^-1 = (I - P_SS) / lambda,    F_m = P_SO,    and to the border lambda P_OO.
 
 Cost: sum_m (s_m^3 + 2 s_m^2 o_m + s_m o_m^2 + 2 s_m o_m o) + o^3 flops, against (o + sum_m s_m)^3; two Spark jobs with
 a task a market, nothing shuffled. Numbers held by a task: s_m^2 + s_m o_m + o_m^2, then o (s_m + o_m); by the driver:
@@ -41,25 +40,27 @@ from m3rec_spark.similarity.market_blocks import SHARED, EliminatedWeights, Matr
 
 log = logging.getLogger(__name__)
 
+_USER_FLOPS = 3000.0  # dense flops in the time of a user's 15 pairs or so, a number of a sparse product: as measured
+
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a market: its flops, and the most bytes that one of its tasks holds."""
+    """Of a market: its flops, the most bytes that one of its tasks holds, whether step 1 is cheaper from its users."""
 
     flops: float
     task_bytes: int
     by_users: bool
-    """Step 1 is cheaper from its users."""
 
 
 def market_cost(own: int, sold: int, shared: int, users: int) -> Cost:
     """The cost of a market with s_m, o_m, o; users: 0 where step 1 must not start from them."""
     by_items = own**3 + 2 * own**2 * sold + own * sold**2
-    by_users = users**3 / 3 + users**2 * (own + sold) + users * (own + sold) ** 2
+    by_users = users**3 + _USER_FLOPS * users * (users + own + sold)
     cheaper = users > 0 and by_users < by_items
-    held = own * (own + sold) + sold**2 + (users * (users + own + sold) if cheaper else 0)
-    flops = (by_users if cheaper else by_items) + 2 * own * sold * shared
-    return Cost(flops, 8 * max(held, shared * (own + sold)), cheaper)
+    of_users = (own + sold) ** 2 + users * (users + 2 * (own + sold))
+    held = own * (own + sold) + sold**2 + (of_users if cheaper else 0)
+    step_3 = 2 * own * sold * shared
+    return Cost((by_users if cheaper else by_items) + step_3, 8 * max(held, shared * (own + sold)), cheaper)
 
 
 def eliminate(
@@ -91,6 +92,7 @@ def eliminate(
         raise UsageError(f"the weights of the markets' Grams must be positive and finite, got {weights.tolist()}")
     store, arrays = Store(str(folder)), open_arrays(Path(arrays_folder))
     costs = _lay_out(store, arrays, whole_histories)
+    log.info("EASE by market: %d of them from their users", sum(cost.by_users for cost in costs))
     order = sorted(range(arrays.n_markets), key=lambda market: -costs[market].flops)  # the longest tasks first
     elimination = _Elimination(store, str(gram_folder), str(arrays_folder), lambda_f, weights, tuple(costs))
     _in_tasks(spark, order, elimination.factor)
@@ -127,7 +129,7 @@ def _in_tasks(spark: SparkSession, markets: Sequence[int], kernel: Callable[[int
                 except DataError as error:
                     yield pa.RecordBatch.from_pydict({"problem": [f"market {markets[index]}: {error}"]})
 
-    tasks = spark.range(0, len(markets), numPartitions=max(1, len(markets)))
+    tasks = spark.range(0, len(markets), numPartitions=len(markets))
     problems = tasks.mapInArrow(run, "problem string").collect()
     if problems:
         raise DataError(min(row["problem"] for row in problems))
@@ -135,7 +137,7 @@ def _in_tasks(spark: SparkSession, markets: Sequence[int], kernel: Callable[[int
 
 @dataclass(frozen=True)
 class _Elimination:
-    """The three steps. Files of a market that only they need: `border`, `diagonal`."""
+    """The steps. Files of a market that only they need: `border`, `diagonal`."""
 
     store: Store
     gram: str
@@ -150,7 +152,7 @@ class _Elimination:
         shared = self.store.split().items(SHARED)[sold]
         blocks = self._from_users if self.costs[market].by_users else self._from_gram
         inverse, factor, border = blocks(market, own, shared)
-        for name, array in (("inverse", ease.mirror(inverse)), ("factor", factor), ("border", border)):
+        for name, array in {"inverse": ease.mirror(inverse), "factor": factor, "border": border}.items():
             self.store.save_of_market(market, name, array)
 
     def _from_gram(self, market: int, own: NDArray[np.int64], shared: NDArray[np.int64]) -> tuple[Matrix, ...]:
@@ -158,13 +160,12 @@ class _Elimination:
         place = np.full(len(self.store.split().owner), -1, np.int32)
         place[own], place[shared] = np.arange(s), s + np.arange(o)
         G, E, border = (np.zeros(shape, order="F") for shape in ((s, s), (s, o), (o, o)))
-        gram = ds.dataset(self.gram, format="parquet")
-        of_market, columns = ds.field("market") == market, ["item_a", "item_b", "count"]
-        for batch in gram.to_batches(columns=columns, filter=of_market, use_threads=False):
-            item_a, item_b, count = (column.to_numpy() for column in batch.columns)
+        cells = ds.dataset(self.gram, format="parquet")
+        for batch in cells.to_batches(filter=ds.field("market") == market, use_threads=False):
+            item_a, item_b, count = (batch[name].to_numpy() for name in ("item_a", "item_b", "count"))
             if not _fill(item_a, item_b, count, self.weights[market], place, G, E, border):
                 raise DataError("the Gram has items that no user of the market bought: run pretrain again with --force")
-        if s == 0:
+        if not s:
             return G, E, border
         L = ease.cholesky(G, self.lambda_f, own)
         if o:
@@ -176,10 +177,11 @@ class _Elimination:
     def _from_users(self, market: int, own: NDArray[np.int64], shared: NDArray[np.int64]) -> tuple[Matrix, ...]:
         arrays, s = open_arrays(Path(self.arrays)), len(own)
         local = np.searchsorted(arrays.slot_items[arrays.market_slots(market)], np.concatenate([own, shared]))
-        X = arrays.history(market)[:, local].astype(np.float64) * np.sqrt(self.weights[market])
-        V = ease.users_factor(sparse.csr_matrix(X), s, self.lambda_f)
-        border = blas.dsyrk(self.lambda_f, V[:, s:], trans=1, lower=1) if len(shared) else np.zeros((0, 0), order="F")
-        return ease.invert_by_users(V[:, :s], self.lambda_f), product(V[:, :s].T, V[:, s:]), border
+        X = sparse.csr_matrix(arrays.history(market)[:, local], dtype=np.float64) * np.sqrt(self.weights[market])
+        P = ease.users_projection(X, s, self.lambda_f)
+        inverse = -P[:s, :s] / self.lambda_f
+        inverse[np.diag_indices(s)] += 1.0 / self.lambda_f
+        return inverse.T, np.asfortranarray(P[:s, s:]), np.asfortranarray(self.lambda_f * P[s:, s:])
 
     def solve_border(self) -> None:
         """Step 2: C_OO."""
@@ -190,8 +192,7 @@ class _Elimination:
             for start in range(0, len(sold), ease.BLOCK):
                 columns = slice(start, start + ease.BLOCK)
                 S[np.ix_(sold[start:], sold[columns])] += border[start:, columns]
-        log.info("EASE by market: %d shared items couple the markets", len(shared))
-        if len(shared):
+        if len(S):
             S = ease.mirror(ease.invert_factor(ease.cholesky(S, self.lambda_f, shared)))
         self.store.save("shared", S)
 
@@ -210,7 +211,7 @@ class _Elimination:
     def finish(self) -> None:
         """The diagonal of C for all items; removes what is needed no more."""
         split = self.store.split()
-        diagonal = np.full(len(split.owner), 1.0 / self.lambda_f)  # of items that nobody bought
+        diagonal = np.full(len(split.owner), 1 / self.lambda_f)  # of items that nobody bought
         diagonal[split.items(SHARED)] = np.diagonal(self.store.open("shared"))
         for market in range(len(self.costs)):
             diagonal[split.items(market)] = self.store.of_market(market, "diagonal")

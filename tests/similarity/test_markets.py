@@ -119,8 +119,11 @@ def test_owners_by_hand() -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_as_the_dense_inverse(spark: SparkSession, tmp_path: Path, whole: bool) -> None:
+def test_as_the_dense_inverse(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
     """Unequal weights, a market from its users, one without own items, an item cold in a market, one sold nowhere."""
+    monkeypatch.setattr(markets, "_USER_FLOPS", 0.0)
     shop = random_shop()
     weights = eliminated(spark, shop, tmp_path, WEIGHTS, whole)
     found = weights.rows(0, 24)
@@ -174,7 +177,9 @@ def test_any_shop(tmp_path_factory: pytest.TempPathFactory, seed: int, drawn: li
     """The steps without Spark, one market after the other."""
     rng = np.random.default_rng(seed)
     shop = [random_market(rng, users, list(sold), 10, rng.random()) for users, sold, _ in drawn]
-    found = eliminated(_Here(), shop, tmp_path_factory.mktemp("shop"), np.array([w for *_, w in drawn]))  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(markets, "_USER_FLOPS", 0.0)
+        found = eliminated(_Here(), shop, tmp_path_factory.mktemp("shop"), np.array([w for *_, w in drawn]))  # type: ignore[arg-type]
     np.testing.assert_allclose(found.rows(0, 10), reference(shop, np.array([w for *_, w in drawn])), atol=1e-12)
 
 
@@ -193,24 +198,37 @@ class _Here:
         return [row for batch in self.batches for row in batch.to_pylist()]
 
 
-def test_both_sides_agree(spark: SparkSession, tmp_path: Path) -> None:
+def test_both_sides_agree(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A market of 60 own and 10 shared items with 25 users, from its Gram and from its users."""
+    monkeypatch.setattr(markets, "_USER_FLOPS", 0.0)
     rng = np.random.default_rng(3)
     shop = [random_market(rng, 25, list(range(70)), 80), random_market(rng, 200, [*range(10), *range(70, 80)], 80)]
-    cost = markets.market_cost(own=60, sold=10, shared=10, users=25)
-    assert cost.by_users
-    sides = [eliminated(spark, shop, tmp_path / str(side), np.array([0.7, 1.0]), side) for side in (True, False)]
-    np.testing.assert_allclose(sides[0].rows(0, 80), sides[1].rows(0, 80), atol=1e-13)
-    assert (sides[0].rows(0, 80) != sides[1].rows(0, 80)).any()  # two ways, indeed
+    weights = np.array([0.7, 1.0])
+    sides = [eliminated(spark, shop, tmp_path / str(whole), weights, whole).rows(0, 80) for whole in (True, False)]
+    np.testing.assert_allclose(sides[0], sides[1], atol=1e-13)
+    np.testing.assert_allclose(sides[0], reference(shop, weights), atol=1e-12)
+    assert (sides[0] != sides[1]).any()  # two ways, indeed
 
 
-def test_cost_by_hand() -> None:
-    """By items: 3^3 + 2 9 2 + 3 4; from 2 users: 8/3 + 4 5 + 2 25; H_m: 2 3 2 4. The most numbers: 4 (3 + 2)."""
+def test_cost_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By items: 3^3 + 2 9 2 + 3 4, and H_m: 2 3 2 4; the most numbers: 4 (3 + 2). From 2 users: 2^3 + 5 2 (2 + 5)."""
     assert markets.market_cost(own=3, sold=2, shared=4, users=0) == markets.Cost(75 + 48, 8 * 20, False)
-    cheaper = markets.market_cost(own=3, sold=2, shared=4, users=2)
-    assert cheaper.flops == pytest.approx(8 / 3 + 20 + 50 + 48)
-    assert (cheaper.task_bytes, cheaper.by_users) == (8 * (3 * 5 + 4 + 2 * 7), True)
-    assert not markets.market_cost(own=3, sold=2, shared=4, users=3).by_users  # 9 + 45 + 75 > 75
+    assert not markets.market_cost(own=3, sold=2, shared=4, users=2).by_users
+    monkeypatch.setattr(markets, "_USER_FLOPS", 4.0)
+    held = 3 * 5 + 4 + 25 + 2 * (2 + 10)
+    assert markets.market_cost(own=3, sold=2, shared=4, users=2) == markets.Cost(8 + 56 + 48, 8 * held, True)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_ill_conditioned_gram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    """Condition about 1e9: the optimum still holds to rounding error, from either side."""
+    monkeypatch.setattr(markets, "_USER_FLOPS", 0.0)
+    rng = np.random.default_rng(0)
+    shop = [random_market(rng, 20, [*range(20), *range(20 + 60 * m, 80 + 60 * m)], 140, 0.1) for m in range(2)]
+    weights = np.full(2, 1e8)
+    found = eliminated(_Here(), shop, tmp_path, weights, whole).rows(0, 140)  # type: ignore[arg-type]
+    gram = pq.read_table(tmp_path / "gram")
+    certificate(gram.to_batches(), found, np.arange(140), LAMBDA, weights, tolerance=1e-12)
 
 
 def test_same_bytes_on_any_cores(spark: SparkSession, tmp_path: Path) -> None:
