@@ -62,7 +62,9 @@ def reference(arrays: MarketArrays, market: int) -> list[Cell]:
     return [(int(items[a]), int(items[b]), int(half[a, b])) for a, b in np.argwhere(half)]
 
 
-def write(spark: SparkSession, arrays: MarketArrays, folder: Path, pairs_per_task: int = 50) -> tuple[Path, GramReport]:
+def write(
+    spark: SparkSession, arrays: MarketArrays, folder: Path, pairs_per_task: int = 150
+) -> tuple[Path, GramReport]:
     source, out = folder / "source", folder / "gram"
     source.mkdir(parents=True)
     out.mkdir()
@@ -78,7 +80,7 @@ def rows(folder: Path) -> list[tuple[int, ...]]:
 
 
 def random_shop(seed: int = 0) -> MarketArrays:
-    return generate_arrays(markets=3, users=40, own_items=12, shared_items=20, history=7.0, groups=4, seed=seed)
+    return generate_arrays(markets=3, users=20, own_items=3, shared_items=5, history=5.0, groups=2, seed=seed)
 
 
 def test_two_users_by_hand() -> None:
@@ -149,7 +151,7 @@ def test_a_long_history_is_split() -> None:
     assert len(tasks) <= 2 + pairs.sum() // (100_000 - pairs.max())
 
 
-@pytest.mark.parametrize("pairs_per_task", [1, 100, 10**9])  # a task a row, a few rows, a market
+@pytest.mark.parametrize("pairs_per_task", [1, 150, 10**9])  # a task a row, a few rows, a market
 def test_written_files(spark: SparkSession, tmp_path: Path, pairs_per_task: int) -> None:
     arrays = random_shop()
     folder, report = write(spark, arrays, tmp_path, pairs_per_task)

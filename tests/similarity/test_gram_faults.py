@@ -1,0 +1,79 @@
+"""The Gram after the loss of an executor or of a Python worker in the middle of its tasks: the same bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import faults
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyspark.sql import SparkSession
+
+from m3rec_spark.data.arrays import save_arrays
+from m3rec_spark.data.synthetic import generate_arrays
+from m3rec_spark.paths import replacing
+from m3rec_spark.similarity.entries import save_entries, transpose
+from m3rec_spark.similarity.gram import write_gram
+
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
+
+
+def gram(spark: SparkSession, folder: Path) -> dict[str, int]:
+    """Two markets of 300 million pairs each, in four tasks: time enough to be hit."""
+    arrays = generate_arrays(
+        markets=2, users=30_000, own_items=500, shared_items=1500, history=100.0, groups=5, seed=3
+    )  # fmt: skip
+    save_arrays(arrays, folder)
+    save_entries(transpose(arrays.indptr, arrays.slots, len(arrays.slot_items)), folder)
+    out = folder / "gram"
+    out.mkdir()
+    report = write_gram(spark, folder, folder, out, 160_000_000)
+    return {"tasks": report.tasks, "pairs": report.pairs}
+
+
+def unseeded(spark: SparkSession, folder: Path) -> int:
+    """What the Gram's tasks would be if they drew from a generator without a seed."""
+    out = folder / "gram"
+    out.mkdir()
+
+    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for task in batch["id"].to_pylist():
+                with replacing(out / f"part-{task}.npy") as temporary, open(temporary, "wb") as file:
+                    time.sleep(1)
+                    np.save(file, np.random.default_rng().integers(2**31, size=8))
+            yield batch
+
+    return spark.range(0, 4, numPartitions=4).mapInArrow(write, "id long").count()
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("clean")
+    outcome = faults.run(__file__, "gram", folder)
+    assert outcome.failed_tasks == 0
+    assert outcome.result["tasks"] == 4
+    return faults.folder_bytes(folder / "gram")
+
+
+@pytest.mark.parametrize("victim", ["executor", "worker"])
+def test_same_bytes_after_a_kill(clean: dict[str, bytes], tmp_path: Path, victim: faults.Victim) -> None:
+    outcome = faults.run(__file__, "gram", tmp_path, kill=victim, when="gram/.part-*")
+    assert outcome.failed_tasks, "the kill hit no task: this shows nothing"
+    assert faults.folder_bytes(tmp_path / "gram") == clean
+    assert not list((tmp_path / "gram").glob(".*"))  # nothing half-written stays
+
+
+def test_an_unseeded_generator_is_seen(tmp_path: Path) -> None:
+    """Negative control: the comparison above can fail."""
+    folders = tmp_path / "clean", tmp_path / "killed"
+    for folder, victim in zip(folders, (None, "executor"), strict=True):
+        folder.mkdir()
+        outcome = faults.run(__file__, "unseeded", folder, kill=victim, when="gram/.part-*")
+        assert bool(outcome.failed_tasks) == (victim is not None)
+    first, second = (faults.folder_bytes(folder / "gram") for folder in folders)
+    assert first.keys() == second.keys()
+    assert first != second
