@@ -114,5 +114,5 @@ def test_an_unreachable_server_does_not_lose_the_training(ran: Workspace, spark:
 def test_the_plan_of_pretrain_on_a_prepared_workspace(ran: Workspace) -> None:
     text = plan_pretrain(config(), ran)
     assert "<- chosen" in text
-    with pytest.raises(MissingTableError, match="run `m3rec prepare`"):
+    with pytest.raises(MissingTableError, match="Run `m3rec prepare`"):
         plan_pretrain(config("demo.seed=8"), ran)

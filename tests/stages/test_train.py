@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.numpy import load_file
+from small_workspace import publish_ease
 
 from m3rec_spark.config import load
 from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
@@ -88,10 +89,9 @@ def _publish_tables(workspace: Workspace, rows: np.ndarray, held: list[tuple]) -
     vectors = np.random.default_rng(1).normal(size=(ITEMS, D), scale=0.2)
     vectors[np.arange(ITEMS), np.arange(ITEMS) % GROUPS] += 0.3
     _write(workspace, "item_vectors", [{"item": i, "vector": vectors[i].tolist()} for i in reversed(range(ITEMS))])
-    with workspace.publishing("ease", KEY) as folder:
-        b = np.zeros((ITEMS, ITEMS), np.float32)
-        b[tuple(np.array([row[:2] for row in near]).T)] = 0.2
-        np.save(folder / "weights.npy", b)
+    b = np.zeros((ITEMS, ITEMS), np.float32)
+    b[tuple(np.array([row[:2] for row in near]).T)] = 0.2
+    publish_ease(workspace, b)
     names = ("market", "user", "positive", "half", "negatives")
     _write(workspace, "candidates", [{**dict(zip(names, row, strict=True)), "cold": False} for row in held])
     counts = dict.fromkeys(("users", "items", "train_rows", "train", "valid", "test", "shared_items"), 1)
