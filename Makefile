@@ -51,10 +51,10 @@ peers: ## build/peers: the libraries that benchmarks/ measures against
 	@build/peers/bin/python -m pip install -q --disable-pip-version-check --upgrade --target build/peers/numpy2 \
 		-r benchmarks/requirements-peers-numpy2.txt
 
-bench: setup peers ## every stage against its peers, quick sizes; under 15 minutes
+bench: setup peers ## stages of pretraining against their peers, quick sizes
 	@$(WITH_JAVA) $(BIN)/python benchmarks/run.py $(ARGS)
 
-bench-full: setup peers ## the same with the large sizes, and the scaling laws; hours
+bench-full: setup peers ## the same with the large sizes, and the scaling laws
 	@$(WITH_JAVA) $(BIN)/python benchmarks/run.py --full $(ARGS)
 
 wheel: setup-python ## dist/m3rec_spark-*.whl
