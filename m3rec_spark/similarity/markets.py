@@ -130,8 +130,7 @@ def _in_tasks(spark: SparkSession, markets: Sequence[int], kernel: Callable[[int
                     yield pa.RecordBatch.from_pydict({"problem": [f"market {markets[index]}: {error}"]})
 
     tasks = spark.range(0, len(markets), numPartitions=len(markets))
-    problems = tasks.mapInArrow(run, "problem string").collect()
-    if problems:
+    if problems := tasks.mapInArrow(run, "problem string").collect():
         raise DataError(min(row["problem"] for row in problems))
 
 
