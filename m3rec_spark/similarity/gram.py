@@ -170,7 +170,16 @@ def _write_task(arrays_folder: str, entries_folder: str, folder: str, number: in
 def cap_histories(arrays: MarketArrays, max_history: int, seed: int) -> tuple[MarketArrays, Capped]:
     """An approximation: of a history longer than max_history, the items with the least random numbers are kept.
 
-    The numbers are keyed by (row, slot, seed): the same sample on every run.
+    The numbers are keyed by (row, slot, seed): the same sample on every run. Takes a byte a pair, and a copy of what
+    stays.
+
+    Args:
+        arrays: X; not changed.
+        max_history: the longest history that stays whole.
+        seed: same seed, same sample.
+
+    Returns:
+        X without what is left out (indptr, slots and slot_counts), and how many users and pairs that concerns.
     """
     lengths = np.diff(arrays.indptr)
     keep = _sample_long(np.asarray(arrays.indptr), np.asarray(arrays.slots), max_history, *philox.key(seed))
