@@ -178,6 +178,7 @@ def fit_item_vectors(
     learning_rate: float,
     seed: int,
     exact: bool = False,
+    shrink_window: bool = False,
     smooth_rows_above: int = 100_000,
     device: torch.device = CPU,
     probe: Probe | None = None,
@@ -198,13 +199,14 @@ def fit_item_vectors(
         learning_rate: of Adam; falls linearly to 0 over all steps.
         seed: of the initial vectors, the order of the walks and the negatives.
         exact: draw `negatives` for each pair instead of `shared` ones a batch.
+        shrink_window: near pairs weigh more, as word2vec's random windows make it (`pair_weights`).
         smooth_rows_above: with more items than this, steps touch the rows of their batch only.
         device: of torch.
         probe: held-out pairs to judge V-Glob after each epoch; a warning tells of an under-trained one.
         on_epoch: is given the epoch's number (0 up), its mean loss of a pair, and the probe's AUC (None without).
     """
     generator = torch.Generator().manual_seed(seed)
-    noise, weights = Noise(degrees, generator), pair_weights(walks.shape[1], window).to(device)
+    noise, weights = Noise(degrees, generator), pair_weights(walks.shape[1], window, shrink_window).to(device)
     loss = _BatchLoss(weights, negatives)
     start = (_random(len(degrees), dimension, generator, device), _random(len(degrees), dimension, generator, device))
     model = (_AllRows if len(degrees) <= smooth_rows_above else _BatchRows)(start, similarity, learning_rate)

@@ -40,10 +40,15 @@ class Scratch:
         return self._kept[name][:size].view(shape)
 
 
-def pair_weights(length: int, window: int) -> Tensor:
-    """(L, L) float: the weight of the pair of positions (i, j): 1 where 0 < |i - j| <= window, else 0."""
+def pair_weights(length: int, window: int, shrink: bool = False) -> Tensor:
+    """(L, L) float: the weight of the pair of positions (i, j): 1 where 0 < |i - j| <= window, else 0.
+
+    shrink: (window + 1 - |i - j|) / window in the place of 1: the probability that the pair is within a window drawn
+    uniformly from 1 to `window`, as word2vec draws one for each position; the expected gradient is the same.
+    """
     gap = (torch.arange(length)[:, None] - torch.arange(length)).abs()
-    return ((gap > 0) & (gap <= window)).float()
+    within = ((gap > 0) & (gap <= window)).float()
+    return within * (window + 1 - gap) / window if shrink else within
 
 
 def positive_loss(vectors: Pair, walks: Tensor, weights: Tensor, scratch: Scratch) -> tuple[Tensor, Pair]:

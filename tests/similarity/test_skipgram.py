@@ -131,6 +131,11 @@ def test_same_seed_same_bytes(form: dict[str, int]) -> None:
     assert fit(LINK, seed=2, **form).tobytes() != fit(LINK, **form).tobytes()
 
 
+def test_the_window_shrinks_on_demand() -> None:
+    assert fit(shrink_window=True).tobytes() != fit().tobytes()
+    assert fit(shrink_window=True, window=1).tobytes() == fit(window=1).tobytes()
+
+
 def test_rows_are_chosen_by_size() -> None:
     """Both forms follow the same gradient and differ in Adam's moments and the order of sums: bytes tell which ran."""
     assert fit(LINK, smooth_rows_above=11).tobytes() == fit(LINK).tobytes()

@@ -85,6 +85,12 @@ def test_pair_weights_by_hand() -> None:
     assert pair_weights(4, 2).tolist() == [[0, 1, 1, 0], [1, 0, 1, 1], [1, 1, 0, 1], [0, 1, 1, 0]]
 
 
+def test_shrinking_windows_weigh_pairs_by_their_probability() -> None:
+    """Windows of 1, 2 or 3: gap 1 is in all, gap 2 in two of three, gap 3 in one."""
+    assert pair_weights(5, 3, shrink=True)[0].tolist() == pytest.approx([0, 1, 2 / 3, 1 / 3, 0])
+    assert torch.equal(pair_weights(5, 3, shrink=True), pair_weights(5, 3, shrink=True).T)
+
+
 def test_positive_loss_by_hand() -> None:
     """One walk a, b; v_a'c_b = ln 3, v_b'c_a = 0: -log 3/4 - log 1/2, the slope of the first score 3/4 - 1."""
     target = torch.tensor([[math.log(3.0)], [0.0]])
