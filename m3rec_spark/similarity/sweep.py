@@ -113,6 +113,7 @@ def sweep(
     for k in _with_progress(range(step, tiles.count)):
         failing = _job(spark, runs_of_step(tiles.count, k, cores), partial(sweep_run, tiles, k))
         _commit(tiles, k + 1, failing, identity)
+    tiles.retire(-1)  # the spare files of the last step
     _save_diagonal(tiles)
     return SweptWeights(tiles)
 
@@ -142,14 +143,14 @@ def _forget_zip_files() -> None:
 
 
 def _commit(tiles: Tiles, step: int, failing: int, identity: dict[str, Any]) -> int:
-    """Makes generation `step` the one to go on from, and removes the one before it."""
+    """Makes generation `step` the one to go on from, and retires the one before it."""
     if failing >= 0:
         raise DataError(
             f"X'X + {identity['lambda_f']} I is not positive definite, at item {failing}. Counts of distinct pairs "
             "cannot do that: rebuild the Gram, or raise ease.lambda_f"
         )
     write_atomically(Path(tiles.folder) / MANIFEST, json.dumps({**identity, "step": step}).encode())
-    shutil.rmtree(tiles.generation(step - 1), ignore_errors=True)
+    tiles.retire(step - 1)
     return step
 
 

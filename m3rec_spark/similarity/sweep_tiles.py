@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -26,8 +29,8 @@ from m3rec_spark.paths import replacing
 from m3rec_spark.schema import GRAM
 
 Matrix = NDArray[np.float64]
-Indices = NDArray[np.int32]
 PIVOT = "pivot"  # the file of D^-1 in a generation
+SPARE = "step-spare"
 _DIAGONAL_BLOCKS = 4  # a diagonal tile is updated in 10 of 16 blocks
 
 
@@ -54,38 +57,62 @@ class Tiles:
 
     def open(self, step: int, i: int, j: int) -> Matrix:
         """T_ij, i >= j, memory-mapped."""
-        tile: Matrix = np.load(self.generation(step) / f"{i}-{j}.npy", mmap_mode="r")
-        return tile
+        return self._load(step, f"{i}-{j}", "r")
 
     def read(self, step: int, i: int, j: int) -> Matrix:
         """T_ij, i >= j, as an array to work in, in Fortran order."""
-        tile: Matrix = np.load(self.generation(step) / f"{i}-{j}.npy")
-        return tile
+        return self._load(step, f"{i}-{j}", None)
+
+    def pivot(self, step: int) -> Matrix:
+        """D^-1 of the step, memory-mapped."""
+        return self._load(step, PIVOT, "r")
+
+    def _load(self, step: int, name: str, mode: Literal["r"] | None) -> Matrix:
+        matrix: Matrix = np.load(self.generation(step) / f"{name}.npy", mmap_mode=mode)
+        return matrix
 
     def panel(self, step: int, i: int) -> Matrix:
         """C_i of the step."""
         return self.open(step, i, step) if i > step else self.open(step, step, i).T
 
-    def pivot(self, step: int) -> Matrix:
-        """D^-1 of the step."""
-        inverse: Matrix = np.load(self.generation(step) / f"{PIVOT}.npy", mmap_mode="r")
-        return inverse
-
     def is_whole(self, step: int) -> bool:
         """Whether all files of a generation are there, in their full size."""
         sizes = [items.stop - items.start for items in map(self.items, range(self.count))]
+        expected = {f"{i}-{j}": (sizes[i], sizes[j]) for i in range(self.count) for j in range(i + 1)}
+        if step < self.count:
+            expected[PIVOT] = sizes[step], sizes[step]
         try:
-            shapes = {(i, j): self.open(step, i, j).shape for i in range(self.count) for j in range(i + 1)}
-            pivot = step == self.count or self.pivot(step).shape == (sizes[step], sizes[step])
+            return all(self._load(step, name, "r").shape == shape for name, shape in expected.items())
         except (OSError, ValueError):  # absent, or shorter than its header says
             return False
-        return pivot and all(shape == (sizes[i], sizes[j]) for (i, j), shape in shapes.items())
 
     def save(self, step: int, name: str, array: Matrix) -> None:
         """Writes a file of a generation, whole or not at all."""
         self.generation(step).mkdir(exist_ok=True)
-        with replacing(self.generation(step) / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, array)
+        with replacing(self.generation(step) / f"{name}.npy") as temporary:
+            with self._reused_or_new(name, temporary) as file:
+                np.save(file, array)
+                file.truncate()
+            if step and not self.generation(step - 1).is_dir():
+                raise FileNotFoundError(f"step {step - 1} is over: this task read files that may be written over")
+
+    def retire(self, step: int) -> None:
+        """Gives a generation that no step reads any more to `save`, to write over."""
+        spare = Path(self.folder) / SPARE
+        shutil.rmtree(spare, ignore_errors=True)
+        if self.generation(step).is_dir():
+            self.generation(step).rename(spare)
+
+    def _reused_or_new(self, name: str, path: Path) -> BinaryIO:
+        """To write over a file costs a third of a new one, whose memory has to be found, and the old one's freed.
+
+        A retired generation has been renamed: a task of a lost executor that still reads it will not publish.
+        """
+        try:
+            os.rename(Path(self.folder) / SPARE / f"{name}.npy", path)
+            return open(path, "r+b", buffering=0)
+        except OSError:  # taken, or there is none, or the store cannot write over files
+            return open(path, "wb", buffering=0)
 
 
 @dataclass(frozen=True)
@@ -105,11 +132,10 @@ def runs_of_step(count: int, step: int, cores: int) -> list[Run]:
     """
     longest = math.ceil(count * (count + 1) / 2 / (1.5 * cores))
     runs = []
-    for row in range(count):
-        if row != step:
-            pieces = -(-(row + 1) // longest)
-            bounds = [(row + 1) * piece // pieces for piece in range(pieces + 1)]
-            runs += [Run(row, first, last) for first, last in itertools.pairwise(bounds)]
+    for row in (row for row in range(count) if row != step):
+        pieces = -(-(row + 1) // longest)
+        bounds = [(row + 1) * piece // pieces for piece in range(pieces + 1)]
+        runs += [Run(row, first, last) for first, last in itertools.pairwise(bounds)]
 
     def order(run: Run) -> tuple[bool, int, int, int]:
         makes_pivot = run.row == step + 1 and run.last == run.row + 1
@@ -146,10 +172,9 @@ def sweep_run(tiles: Tiles, step: int, run: Run) -> int:
 def save_pivot(tiles: Tiles, step: int, pivot: Matrix) -> int:
     """Writes D^-1 of a step; gives -1, or the item at which D is not positive definite."""
     inverse, failing = invert(pivot)
-    if failing >= 0:
-        return int(tiles.items(step).start) + failing
-    tiles.save(step, PIVOT, inverse)
-    return -1
+    if failing < 0:
+        tiles.save(step, PIVOT, inverse)
+    return failing if failing < 0 else step * tiles.side + failing
 
 
 def product(alpha: float, left: Matrix, right: Matrix, plus: Matrix | None = None) -> Matrix:
@@ -158,16 +183,14 @@ def product(alpha: float, left: Matrix, right: Matrix, plus: Matrix | None = Non
     BLAS takes the transpose of an array in C order for one in Fortran order.
     """
     (a, trans_a), (b, trans_b) = ((m, 0) if m.flags.f_contiguous else (m.T, 1) for m in (left, right))
-    c = {} if plus is None else {"beta": 1.0, "c": plus, "overwrite_c": 1}
-    result: Matrix = blas.dgemm(alpha, a, b, trans_a=trans_a, trans_b=trans_b, **c)
+    result: Matrix = blas.dgemm(alpha, a, b, float(plus is not None), plus, trans_a, trans_b, overwrite_c=1)
     return result
 
 
 def subtract_symmetric(tile: Matrix, W: Matrix, panel: Matrix) -> Matrix:
     """In place, tile - W panel', which is symmetric: its lower half is reckoned, the upper one mirrors it exactly."""
-    side = len(tile)
-    width = -(-side // _DIAGONAL_BLOCKS)
-    for start in range(0, side, width):
+    width = -(-len(tile) // _DIAGONAL_BLOCKS)
+    for start in range(0, len(tile), width):
         columns = slice(start, start + width)
         tile[start:, columns] -= product(1.0, W[start:], panel[columns].T)
     return mirror(tile)
@@ -189,8 +212,8 @@ def invert(pivot: Matrix) -> tuple[Matrix, int]:
     if minor:
         return factor, minor - 1
     inverse = mirror(lapack.dpotri(factor, lower=1, overwrite_c=1)[0])
-    bad = ~np.isfinite(inverse).all(axis=0)
-    return inverse, int(bad.argmax()) if bad.any() else -1
+    bad = np.flatnonzero(~np.isfinite(inverse).all(axis=0))
+    return inverse, int(bad[0]) if len(bad) else -1
 
 
 def load_column(tiles: Tiles, gram_folder: str, lambda_f: float, weights: Matrix, j: int) -> int:
@@ -203,7 +226,7 @@ def load_column(tiles: Tiles, gram_folder: str, lambda_f: float, weights: Matrix
     """
     items = tiles.items(j)
     lower = np.zeros((tiles.n_items - items.start, items.stop - items.start), order="F")
-    flat = lower.reshape(-1, order="F")
+    flat = lower.reshape(-1, order="F")  # a view
     for item_a, item_b, values in _weighted_cells(gram_folder, items, weights):
         cells = (item_a - items.start) * np.int64(len(lower)) + (item_b - items.start)
         np.add.at(flat, cells, values)
@@ -211,12 +234,11 @@ def load_column(tiles: Tiles, gram_folder: str, lambda_f: float, weights: Matrix
     corner[np.diag_indices(len(corner))] += lambda_f
     tiles.save(0, f"{j}-{j}", corner)
     for i in range(j + 1, tiles.count):
-        rows = tiles.items(i)
-        tiles.save(0, f"{i}-{j}", np.asfortranarray(lower[rows.start - items.start : rows.stop - items.start]))
+        tiles.save(0, f"{i}-{j}", np.asfortranarray(lower[(i - j) * tiles.side : (i - j + 1) * tiles.side]))
     return save_pivot(tiles, 0, corner) if j == 0 else -1
 
 
-def _weighted_cells(gram_folder: str, items: slice, weights: Matrix) -> Iterator[tuple[Indices, Indices, Matrix]]:
+def _weighted_cells(gram_folder: str, items: slice, weights: Matrix) -> Iterator[tuple[Any, Any, Matrix]]:
     """Batches (item_a, item_b, w_m count) of the upper half with item_a among `items`."""
     gram, item_a, market = ds.dataset(gram_folder, format="parquet"), ds.field("item_a"), ds.field("market")
     of_items = (item_a >= items.start) & (item_a < items.stop)

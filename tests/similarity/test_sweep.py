@@ -137,6 +137,33 @@ def test_rows_are_cut_for_many_cores_only() -> None:
     assert max(run.last - run.first for run in runs_of_step(12, 0, cores=16)) <= 4  # 78 tiles on 16 cores
 
 
+def test_files_of_a_retired_generation_are_written_over(tmp_path: Path) -> None:
+    tiles = Tiles(str(tmp_path), 4, 2)
+    tiles.save(0, "1-0", np.eye(2))
+    tiles.save(0, "pivot", np.eye(2))
+    tiles.generation(1).mkdir()
+    inodes = [(tiles.generation(0) / f"{name}.npy").stat().st_ino for name in ("1-0", "pivot")]
+    tiles.retire(0)
+    tiles.save(2, "1-0", np.full((2, 2), 7.0))
+    tiles.save(2, "pivot", np.ones((1, 1)))  # shorter
+    assert [(tiles.generation(2) / f"{name}.npy").stat().st_ino for name in ("1-0", "pivot")] == inodes
+    np.testing.assert_array_equal(tiles.open(2, 1, 0), np.full((2, 2), 7.0))
+    assert (tiles.generation(2) / "pivot.npy").stat().st_size == 128 + 8
+    tiles.save(2, "1-0", np.zeros((2, 2)))  # a second attempt finds none and makes a new one
+    np.testing.assert_array_equal(tiles.open(2, 1, 0), np.zeros((2, 2)))
+
+
+def test_a_task_of_a_step_that_is_over_publishes_nothing(tmp_path: Path) -> None:
+    tiles = Tiles(str(tmp_path), 4, 2)
+    tiles.save(0, "1-0", np.eye(2))
+    tiles.save(1, "1-0", np.ones((2, 2)))
+    tiles.retire(0)
+    with pytest.raises(FileNotFoundError, match="step 0 is over"):
+        tiles.save(1, "1-0", np.zeros((2, 2)))
+    np.testing.assert_array_equal(tiles.open(1, 1, 0), np.ones((2, 2)))
+    assert [file.name for file in tiles.generation(1).iterdir()] == ["1-0.npy"]
+
+
 # --- on Spark
 
 
@@ -231,6 +258,7 @@ def test_other_arguments_start_anew(spark: SparkSession, tmp_path: Path, gram_fo
 def stopped(tmp_path: Path) -> Tiles:
     """Generation 2 of tiles of 5, 5 and 3, committed; a part of generation 3."""
     tiles = Tiles(str(tmp_path), 13, 5)
+    tiles.generation(1).mkdir()
     for name in ("0-0", "1-0", "1-1"):
         tiles.save(2, name, np.eye(5))
         tiles.save(3, name, np.eye(5))
