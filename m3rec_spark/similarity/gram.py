@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import logging
 import platform
+import sys
 import time
+import zipimport
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +35,7 @@ from m3rec_spark.paths import replacing
 from m3rec_spark.schema import GRAM, DataError, UsageError
 from m3rec_spark.similarity import philox
 from m3rec_spark.similarity.entries import open_entries
-from m3rec_spark.similarity.gram_rows import Task, cells_of, row_pairs
+from m3rec_spark.similarity.gram_rows import Task, cells_of, pack, row_pairs
 from m3rec_spark.similarity.philox import fraction, philox4x32
 
 log = logging.getLogger(__name__)
@@ -69,21 +71,6 @@ class Capped(NamedTuple):
     pairs: int
 
 
-def pack(pairs: NDArray[np.int64], slot_offsets: NDArray[np.int64], pairs_per_task: int) -> list[Task]:
-    """Runs of rows of one market with about pairs_per_task pairs each, at least a row; cold slots cost nothing."""
-    tasks = []
-    for market, (start, end) in enumerate(zip(slot_offsets[:-1].tolist(), slot_offsets[1:].tolist(), strict=True)):
-        total = np.concatenate([[0], np.cumsum(pairs[start:end])])
-        first = 0
-        while first < end - start:
-            last = int(np.searchsorted(total, total[first] + pairs_per_task, side="right")) - 1
-            last = max(last, first + 1)
-            if total[last] > total[first]:
-                tasks.append(Task(market, start + first, start + last, int(total[last] - total[first])))
-            first = last
-    return tasks
-
-
 def write_gram(
     spark: SparkSession, arrays_folder: Path, entries_folder: Path, folder: Path, pairs_per_task: int
 ) -> GramReport:
@@ -110,6 +97,7 @@ def write_gram(
         for batch in batches:
             for index in batch["id"].to_pylist():
                 yield _write_task(*places, order[index], tasks[order[index]])
+        _forget_zips()
 
     done = spark.range(0, len(tasks), numPartitions=max(1, len(tasks))).mapInArrow(count, _DONE).collect()
     _check(done, tasks, Path(folder))
@@ -138,6 +126,16 @@ def _check(done: list[Row], tasks: list[Task], folder: Path) -> None:
             )
     for left in folder.glob(".part-*"):  # by tasks that were killed
         left.unlink(missing_ok=True)
+
+
+def _forget_zips() -> None:
+    """Saves the worker's next task 0.1 s: there, Spark has all finders of zips (pyspark.zip) read them once more.
+
+    Python makes a finder anew where an import needs it.
+    """
+    for path, finder in list(sys.path_importer_cache.items()):
+        if isinstance(finder, zipimport.zipimporter):
+            sys.path_importer_cache.pop(path, None)
 
 
 def _file(folder: Path, number: int) -> Path:

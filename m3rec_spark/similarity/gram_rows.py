@@ -64,6 +64,21 @@ def row_pairs(indptr: NDArray[np.int64], entries: Entries) -> NDArray[np.int64]:
     )
 
 
+def pack(pairs: NDArray[np.int64], slot_offsets: NDArray[np.int64], pairs_per_task: int) -> list[Task]:
+    """Runs of rows of one market with about pairs_per_task pairs each, at least a row; cold slots cost nothing."""
+    tasks = []
+    for market, (start, end) in enumerate(zip(slot_offsets[:-1].tolist(), slot_offsets[1:].tolist(), strict=True)):
+        total = np.concatenate([[0], np.cumsum(pairs[start:end])])
+        first = 0
+        while first < end - start:
+            last = int(np.searchsorted(total, total[first] + pairs_per_task, side="right")) - 1
+            last = max(last, first + 1)
+            if total[last] > total[first]:
+                tasks.append(Task(market, start + first, start + last, int(total[last] - total[first])))
+            first = last
+    return tasks
+
+
 def cells_of(arrays: MarketArrays, entries: Entries, task: Task) -> Iterator[Cells]:
     """The task's cells in order, in batches of about CELLS; each is only valid until the next is asked for."""
     begin, end = (int(offset) for offset in arrays.slot_offsets[task.market : task.market + 2])
