@@ -11,15 +11,14 @@ Notation: K blocks; routes[i, b]: weight of item i's users before block b; route
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from m3rec_spark.data.arrays import open_arrays
+from m3rec_spark.similarity.tasks import run_tasks
 from m3rec_spark.similarity.walk_graph import (
     WalkGraph,
     build_graph,
@@ -102,19 +101,6 @@ def open_routes(folder: str | Path) -> NDArray[np.int64]:
 def open_block(folder: str | Path, block: int) -> WalkGraph:
     """One block of `build_blocks`, mapped."""
     return open_graph(_block(folder, block))
-
-
-def run_tasks(spark: SparkSession, tasks: int, work: Callable[[int], list[int]]) -> list[list[int]]:
-    """Runs `work(0)` to `work(tasks - 1)` as Spark tasks; gives what they return, in this order."""
-
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for task in batch["id"].to_pylist():
-                columns = [pa.array([task], pa.int64()), pa.array([work(task)], pa.list_(pa.int64()))]
-                yield pa.RecordBatch.from_arrays(columns, ["task", "result"])
-
-    done = spark.range(0, tasks, numPartitions=tasks).mapInArrow(run, "task long, result array<long>").collect()
-    return [row["result"] for row in sorted(done, key=lambda row: row["task"])]
 
 
 def _histories(arrays: str, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

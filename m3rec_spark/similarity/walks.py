@@ -27,6 +27,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from m3rec_spark.paths import replacing
 from m3rec_spark.schema import WALKS
+from m3rec_spark.similarity.tasks import forget_zip_importers
 from m3rec_spark.similarity.walk_graph import WalkGraph, build_graph, open_graph, plan, save_graph
 from m3rec_spark.similarity.walk_steps import advance, require_bias
 
@@ -105,6 +106,7 @@ def sample_walks(
         graph = open_graph(place)
         for batch in batches:
             yield _walks_of(graph, batch["id"].to_numpy(), per_item, length, seed, return_p, inout_q)
+        forget_zip_importers()
 
     return spark.range(0, n_walks, numPartitions=partitions).mapInArrow(sample, WALKS)
 
@@ -152,6 +154,7 @@ def write_walks(
                 walks = _walks_of(graph, ids, per_item, length, seed, return_p, inout_q)
                 write_parquet(walks, Path(written) / f"walks-{first:015d}.parquet")
                 yield pa.RecordBatch.from_arrays([pa.array([len(walks)], pa.int64())], ["walks"])
+        forget_zip_importers()
 
     chunks = spark.range(0, n_walks, _CHUNK, numPartitions=partitions)
     return sum(row["walks"] for row in chunks.mapInArrow(write, "walks long").collect())

@@ -28,7 +28,8 @@ from pyspark.sql import SparkSession
 
 from m3rec_spark.compiled import compiled
 from m3rec_spark.similarity.philox import below, key, philox4x32
-from m3rec_spark.similarity.walk_blocks import open_block, open_routes, run_tasks
+from m3rec_spark.similarity.tasks import run_tasks
+from m3rec_spark.similarity.walk_blocks import open_block, open_routes
 from m3rec_spark.similarity.walk_graph import save_array
 from m3rec_spark.similarity.walk_steps import advance
 from m3rec_spark.similarity.walks import walk_batch, write_parquet
