@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness import RESULTS, ROOT, THREADS
 
-STAGES = ("gram", "ease", "neighbourhood", "walks", "skipgram")
+STAGES = ("gram", "ease", "sweep", "neighbourhood", "walks", "skipgram")
 
 
 def main() -> None:

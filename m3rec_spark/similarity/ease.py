@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,8 @@ from scipy.linalg import get_lapack_funcs
 
 from m3rec_spark.schema import CapacityError, DataError, UsageError
 from m3rec_spark.similarity.capacity import require
+from m3rec_spark.similarity.dense import Real, mirror
 
-Real = TypeVar("Real", np.float32, np.float64)
 BLOCK = 512  # rows worked on at once: the extra memory is a few BLOCK x n
 LAPACK_ITEMS = 4096  # up to here LAPACK does it; beyond, it is as fast by blocks, and safe (blocked.py)
 
@@ -139,16 +139,6 @@ def users_projection(X: sparse.csr_matrix, n_own: int, ridge: float) -> NDArray[
     inverse = mirror(invert((own @ own.T).toarray(order="F"), ridge))
     half = X.T @ inverse
     return cast(NDArray[Any], X.T @ half.T)
-
-
-def mirror(lower: NDArray[Real]) -> NDArray[Real]:
-    """Copies the lower half onto the upper, by blocks, in place."""
-    for rows in _blocks(len(lower)):
-        for columns in _blocks(rows.start):
-            lower[columns, rows] = lower[rows, columns].T
-        corner = lower[rows, rows]
-        corner[:] = np.tril(corner) + np.tril(corner, k=-1).T
-    return lower
 
 
 def _weights(inverse: NDArray[Real]) -> NDArray[Real]:

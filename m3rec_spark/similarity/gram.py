@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import logging
 import platform
-import sys
 import time
-import zipimport
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +35,7 @@ from m3rec_spark.similarity import philox
 from m3rec_spark.similarity.entries import open_entries
 from m3rec_spark.similarity.gram_rows import Task, cells_of, pack, row_pairs
 from m3rec_spark.similarity.philox import fraction, philox4x32
+from m3rec_spark.similarity.tasks import forget_zip_importers
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def write_gram(
         for batch in batches:
             for index in batch["id"].to_pylist():
                 yield _write_task(*places, order[index], tasks[order[index]])
-        _forget_zips()
+        forget_zip_importers()
 
     done = spark.range(0, len(tasks), numPartitions=max(1, len(tasks))).mapInArrow(count, _DONE).collect()
     _check(done, tasks, Path(folder))
@@ -126,16 +125,6 @@ def _check(done: list[Row], tasks: list[Task], folder: Path) -> None:
             )
     for left in folder.glob(".part-*"):  # by tasks that were killed
         left.unlink(missing_ok=True)
-
-
-def _forget_zips() -> None:
-    """Saves the worker's next task 0.1 s: there, Spark has all finders of zips (pyspark.zip) read them once more.
-
-    Python makes a finder anew where an import needs it.
-    """
-    for path, finder in list(sys.path_importer_cache.items()):
-        if isinstance(finder, zipimport.zipimporter):
-            sys.path_importer_cache.pop(path, None)
 
 
 def _file(folder: Path, number: int) -> Path:

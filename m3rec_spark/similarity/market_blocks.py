@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas
 
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.paths import replacing
+from m3rec_spark.similarity.dense import Matrix, product
 
 SHARED, NOBODY = -1, -2  # owners of an item that are no market
-Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
@@ -176,12 +175,3 @@ def _groups(split: Split, items: NDArray[Any]) -> list[_Group]:
     owner, place = split.owner[items], split.place[items]
     found = (np.flatnonzero(owner == one) for one in np.unique(owner[owner != NOBODY]))
     return [_Group(int(owner[at[0]]), at, place[at].astype(np.int64)) for at in found]
-
-
-def product(left: Matrix, right: Matrix) -> Matrix:
-    """The product in Fortran order, without a copy of a factor: BLAS takes an array in C order for a transposed one."""
-    if 0 in (*left.shape, *right.shape):
-        return np.zeros((len(left), right.shape[1]), order="F")
-    (a, trans_a), (b, trans_b) = ((m, 0) if m.flags.f_contiguous else (m.T, 1) for m in (left, right))
-    result: Matrix = blas.dgemm(1.0, a, b, trans_a=trans_a, trans_b=trans_b)
-    return result

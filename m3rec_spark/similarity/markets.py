@@ -36,7 +36,8 @@ from m3rec_spark.compiled import compiled
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.schema import DataError, UsageError
 from m3rec_spark.similarity import ease
-from m3rec_spark.similarity.market_blocks import SHARED, EliminatedWeights, Matrix, Store, product, split_items
+from m3rec_spark.similarity.dense import Matrix, mirror, product
+from m3rec_spark.similarity.market_blocks import SHARED, EliminatedWeights, Store, split_items
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class _Elimination:
         shared = self.store.split().items(SHARED)[sold]
         blocks = self._from_users if self.costs[market].by_users else self._from_gram
         inverse, factor, border = blocks(market, own, shared)
-        for name, array in {"inverse": ease.mirror(inverse), "factor": factor, "border": border}.items():
+        for name, array in {"inverse": mirror(inverse), "factor": factor, "border": border}.items():
             self.store.save_of_market(market, name, array)
 
     def _from_gram(self, market: int, own: NDArray[np.int64], shared: NDArray[np.int64]) -> tuple[Matrix, ...]:
@@ -192,7 +193,7 @@ class _Elimination:
                 columns = slice(start, start + ease.BLOCK)
                 S[np.ix_(sold[start:], sold[columns])] += border[start:, columns]
         if len(S):
-            S = ease.mirror(ease.invert_factor(ease.cholesky(S, self.lambda_f, shared)))
+            S = mirror(ease.invert_factor(ease.cholesky(S, self.lambda_f, shared)))
         self.store.save("shared", S)
 
     def respond(self, market: int) -> None:

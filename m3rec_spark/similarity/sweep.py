@@ -2,7 +2,7 @@
 
 C = (A + lambda I)^-1, B_ij = -C_ij / C_jj off the diagonal. The sweep (sweep_tiles.py) turns the tiles of A + lambda I
 into those of -C, a pivot tile a step. Each step is one Spark job without a shuffle: a task takes tiles of one row from
-generation k to k + 1; the first one also inverts the next pivot, so that the driver computes nothing.
+generation k to k + 1; the first one also factors a pivot ahead, so that the driver computes nothing.
 
 Cost: n^3 flops over all cores; q = n / t jobs, each reading and writing the 4 n^2 bytes of the lower tiles, in files;
 8 n^2 bytes on disk (two generations); a task holds a few t x t tiles.
@@ -17,22 +17,21 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from zipimport import zipimporter
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 from tqdm import tqdm
 
 from m3rec_spark.paths import replacing, write_atomically
 from m3rec_spark.schema import CapacityError, DataError, UsageError
-from m3rec_spark.similarity.sweep_tiles import Tiles, load_column, runs_of_step, sweep_run
+from m3rec_spark.similarity.sweep_tiles import Tiles, load_column, runs_of_step, save_ahead, sweep_run
+from m3rec_spark.similarity.tasks import run_tasks
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +108,10 @@ def sweep(
     if step < 0:
         _require_room(tiles)
         load = partial(load_column, tiles, source, lambda_f, weights)
-        step = _commit(tiles, 0, _job(spark, range(tiles.count), load), identity)
+        failing = _job(spark, range(tiles.count), load)
+        if failing < 0 and tiles.count > 1:
+            failing = _job(spark, [0], partial(save_ahead, tiles))
+        step = _commit(tiles, 0, failing, identity)
     for k in _with_progress(range(step, tiles.count)):
         failing = _job(spark, runs_of_step(tiles.count, k, cores), partial(sweep_run, tiles, k))
         _commit(tiles, k + 1, failing, identity)
@@ -120,26 +122,8 @@ def sweep(
 
 def _job(spark: SparkSession, works: Sequence[Work], kernel: Callable[[Work], int]) -> int:
     """Runs a kernel on every work, a task each, in their order; gives the least item that one names, or -1."""
-
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            failing = [kernel(works[index]) for index in batch["id"].to_pylist()]
-            yield pa.RecordBatch.from_pydict({"item": pa.array([item for item in failing if item >= 0], pa.int64())})
-        _forget_zip_files()
-
-    rows = spark.range(0, len(works), numPartitions=len(works)).mapInArrow(run, "item long").collect()
-    return min((row["item"] for row in rows), default=-1)
-
-
-def _forget_zip_files() -> None:
-    """Spares the next task of this worker 0.15 s.
-
-    Spark invalidates the import caches at the start of a task, upon which Python before 3.13 reads the directory of
-    pyspark.zip anew for each of its packages.
-    """
-    for path, finder in list(sys.path_importer_cache.items()):
-        if isinstance(finder, zipimporter):
-            del sys.path_importer_cache[path]
+    failing = run_tasks(spark, len(works), lambda number: [kernel(works[number])])
+    return min((item for (item,) in failing if item >= 0), default=-1)
 
 
 def _commit(tiles: Tiles, step: int, failing: int, identity: dict[str, Any]) -> int:

@@ -1,12 +1,16 @@
 """One step of the blocked symmetric sweep, tile by tile (Goodnight 1979, Am. Stat. 33(3), with blocks as pivots).
 
-Pivot D = T_kk, panel C_i = T_ik (its mirror image T_ki' above the diagonal), W_i = C_i D^-1. Step k maps
-    T_ij -> T_ij - W_i C_j',    T_ik -> W_i,    T_kk -> -D^-1        i, j != k,
-and after all q steps T = -(A + lambda I)^-1. Cost of a step: n^2 t flops, n^2 / 2 numbers read and as many written.
+Pivot D = T_kk = L L', panel C_i = T_ik (its mirror image T_ki' above the diagonal), Y_i = C_i L'^-1. Step k maps
+    T_ij -> T_ij - Y_i Y_j',    T_ik -> Y_i L^-1 = C_i D^-1,    T_kk -> -D^-1        i, j != k,
+and after all q steps T = -(A + lambda I)^-1. As in Cholesky's method, |Y|^2 <= |T|: nothing grows with the condition
+number, unlike in T_ij - (C_i D^-1) C_j'. Cost of a step: n^2 t flops, n^2 / 2 numbers read and as many written.
+
+One job a step, though its update needs the panel and the panel needs the pivot: generation k, what step k reads, holds
+Y_i in the place of T_ik, L in that of T_kk, and the next pivot's factor besides, one step ahead (`advance`).
 
 Notation: n items; t side of a tile, q = n / t; T_ij, i >= j, are kept, the rest is their mirror image. Generation k of
-a tile, what step k reads, is the file step-k/i-j.npy: a step never writes what it reads, so that a task that is
-killed, or runs twice, gives the same bytes.
+a tile is the file step-k/i-j.npy: a step never writes what it reads, so that a task that is killed, or runs twice,
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,16 +26,14 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow.dataset as ds
-from numpy.typing import NDArray
-from scipy.linalg import blas, lapack
 
 from m3rec_spark.paths import replacing
 from m3rec_spark.schema import GRAM
+from m3rec_spark.similarity import dense
+from m3rec_spark.similarity.dense import Matrix
 
-Matrix = NDArray[np.float64]
-PIVOT = "pivot"  # the file of D^-1 in a generation
+AHEAD = "ahead"  # generation k's file of the factor of pivot k + 1
 SPARE = "step-spare"
-_DIAGONAL_BLOCKS = 4  # a diagonal tile is updated in 10 of 16 blocks
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,24 @@ class Tiles:
         """T_ij, i >= j, as an array to work in, in Fortran order."""
         return self._load(step, f"{i}-{j}", None)
 
-    def pivot(self, step: int) -> Matrix:
-        """D^-1 of the step, memory-mapped."""
-        return self._load(step, PIVOT, "r")
+    def ahead(self, step: int) -> Matrix:
+        """The factor of pivot step + 1, memory-mapped."""
+        return self._load(step, AHEAD, "r")
 
     def _load(self, step: int, name: str, mode: Literal["r"] | None) -> Matrix:
         matrix: Matrix = np.load(self.generation(step) / f"{name}.npy", mmap_mode=mode)
         return matrix
 
     def panel(self, step: int, i: int) -> Matrix:
-        """C_i of the step."""
+        """Y_i of the step."""
         return self.open(step, i, step) if i > step else self.open(step, step, i).T
 
     def is_whole(self, step: int) -> bool:
         """Whether all files of a generation are there, in their full size."""
         sizes = [items.stop - items.start for items in map(self.items, range(self.count))]
         expected = {f"{i}-{j}": (sizes[i], sizes[j]) for i in range(self.count) for j in range(i + 1)}
-        if step < self.count:
-            expected[PIVOT] = sizes[step], sizes[step]
+        if step + 1 < self.count:
+            expected[AHEAD] = sizes[step + 1], sizes[step + 1]
         try:
             return all(self._load(step, name, "r").shape == shape for name, shape in expected.items())
         except (OSError, ValueError):  # absent, or shorter than its header says
@@ -127,102 +129,80 @@ class Run:
 def runs_of_step(count: int, step: int, cores: int) -> list[Run]:
     """The runs of a step, in the order to start them.
 
-    The one that holds the next pivot is first, since it has an inverse to make besides; then the long ones. A run makes
-    its row's W anew, so that rows are cut only where a whole one would keep the other cores waiting.
+    The one that also makes the next factor is first, then the long ones. Rows are cut where a whole one would keep the
+    other cores waiting, but the factor's run keeps the tile before the diagonal, from which it is made.
     """
-    longest = math.ceil(count * (count + 1) / 2 / (1.5 * cores))
+    longest = max(2, math.ceil(count * (count + 1) / 2 / (1.5 * cores)))
     runs = []
-    for row in (row for row in range(count) if row != step):
+    for row in range(count):
         pieces = -(-(row + 1) // longest)
         bounds = [(row + 1) * piece // pieces for piece in range(pieces + 1)]
         runs += [Run(row, first, last) for first, last in itertools.pairwise(bounds)]
 
     def order(run: Run) -> tuple[bool, int, int, int]:
-        makes_pivot = run.row == step + 1 and run.last == run.row + 1
-        return not makes_pivot, run.first - run.last, run.row, run.first
+        makes_factor = run.row == step + 2 and run.last == run.row + 1
+        return not makes_factor, run.first - run.last, run.row, run.first
 
-    return [*sorted(runs, key=order), Run(step, step, step + 1)]
+    return sorted(runs, key=order)
 
 
 def sweep_run(tiles: Tiles, step: int, run: Run) -> int:
-    """Step `step` on the tiles of a run. The run with the diagonal also writes its row's panel tile and the next pivot.
-
-    Memory: three tiles, and what is mapped.
+    """Step `step` on the tiles of a run. Memory: two tiles, and what is mapped.
 
     Returns:
-        -1, or the item at which the next pivot, and so A + lambda I, is not positive definite.
+        -1, or the item at which the pivot after the next, and so A + lambda I, is not positive definite.
     """
-    i, k = run.row, step
-    inverse = tiles.pivot(k)
-    if i == k:
-        tiles.save(k + 1, f"{k}-{k}", -inverse)
-        return -1
-    W = product(1.0, tiles.panel(k, i), inverse) if i > k else product(1.0, inverse, tiles.panel(k, i).T).T
     for j in range(run.first, run.last):
-        if j not in (i, k):
-            tiles.save(k + 1, f"{i}-{j}", product(-1.0, W, tiles.panel(k, j).T, tiles.read(k, i, j)))
-    if run.last <= i:
-        return -1
-    tiles.save(k + 1, *((f"{i}-{k}", W) if i > k else (f"{k}-{i}", W.T)))
-    updated = subtract_symmetric(tiles.read(k, i, i), W, tiles.panel(k, i))
-    tiles.save(k + 1, f"{i}-{i}", updated)
-    return save_pivot(tiles, i, updated) if i == k + 1 else -1
+        tiles.save(step + 1, f"{run.row}-{j}", advance(tiles, step, run.row, j))
+    return save_ahead(tiles, step + 1) if (run.row, run.last) == (step + 2, step + 3) else -1
 
 
-def save_pivot(tiles: Tiles, step: int, pivot: Matrix) -> int:
-    """Writes D^-1 of a step; gives -1, or the item at which D is not positive definite."""
-    inverse, failing = invert(pivot)
+def advance(tiles: Tiles, k: int, i: int, j: int) -> Matrix:
+    """Generation k + 1 of tile i, j: step k of the sweep, and what generation k + 1 holds in the next panel's place."""
+    if i == j:
+        return _advance_diagonal(tiles, k, i)
+    if k in (i, j):  # Y_i, or Y_j' as it lies above the diagonal
+        solve = dense.solve_right if j == k else dense.solve_left
+        tile = solve(tiles.read(k, i, j), tiles.open(k, k, k), transposed=i == k)
+    else:
+        tile = dense.product(tiles.panel(k, i), tiles.panel(k, j).T, tiles.read(k, i, j), alpha=-1.0)
+    return to_panel(tile, tiles.ahead(k), right=j == k + 1) if k + 1 in (i, j) else tile
+
+
+def _advance_diagonal(tiles: Tiles, k: int, i: int) -> Matrix:
+    if i == k:
+        return -dense.inverse_of_factored(tiles.open(k, k, k))
+    if i == k + 1:
+        return tiles.ahead(k)
+    return dense.subtract_square(tiles.read(k, i, i), tiles.panel(k, i))
+
+
+def to_panel(tile: Matrix, L: Matrix, right: bool) -> Matrix:
+    """Y_i = C_i L'^-1 in the memory of C_i; Y_i' = L^-1 C_i' if C_i' is given, not right."""
+    return dense.solve_right(tile, L, transposed=True) if right else dense.solve_left(tile, L, transposed=False)
+
+
+def save_ahead(tiles: Tiles, step: int) -> int:
+    """The factor of T - Y Y' for pivot step + 1, of a generation; gives -1, or the item at which it fails."""
+    pivot = step + 1
+    updated = dense.subtract_square(tiles.read(step, pivot, pivot), tiles.panel(step, pivot))
+    return _save_factor(tiles, step, AHEAD, updated, pivot)
+
+
+def _save_factor(tiles: Tiles, step: int, name: str, pivot: Matrix, row: int) -> int:
+    factor, failing = dense.factor(pivot)
     if failing < 0:
-        tiles.save(step, PIVOT, inverse)
-    return failing if failing < 0 else step * tiles.side + failing
-
-
-def product(alpha: float, left: Matrix, right: Matrix, plus: Matrix | None = None) -> Matrix:
-    """Gives alpha left right + plus, in the memory of plus and in Fortran order, without a copy of the factors.
-
-    BLAS takes the transpose of an array in C order for one in Fortran order.
-    """
-    (a, trans_a), (b, trans_b) = ((m, 0) if m.flags.f_contiguous else (m.T, 1) for m in (left, right))
-    result: Matrix = blas.dgemm(alpha, a, b, float(plus is not None), plus, trans_a, trans_b, overwrite_c=1)
-    return result
-
-
-def subtract_symmetric(tile: Matrix, W: Matrix, panel: Matrix) -> Matrix:
-    """In place, tile - W panel', which is symmetric: its lower half is reckoned, the upper one mirrors it exactly."""
-    width = -(-len(tile) // _DIAGONAL_BLOCKS)
-    for start in range(0, len(tile), width):
-        columns = slice(start, start + width)
-        tile[start:, columns] -= product(1.0, W[start:], panel[columns].T)
-    return mirror(tile)
-
-
-def mirror(tile: Matrix, block: int = 256) -> Matrix:
-    """Copies the lower half onto the upper, in place."""
-    for start in range(0, len(tile), block):
-        stop = start + block
-        tile[start:stop, stop:] = tile[stop:, start:stop].T
-        corner = tile[start:stop, start:stop]
-        corner[:] = np.tril(corner) + np.tril(corner, -1).T
-    return tile
-
-
-def invert(pivot: Matrix) -> tuple[Matrix, int]:
-    """D^-1 of the lower half of D by Cholesky, exactly symmetric; and -1, or the row at which that fails."""
-    factor, minor = lapack.dpotrf(pivot, lower=1, clean=0)
-    if minor:
-        return factor, minor - 1
-    inverse = mirror(lapack.dpotri(factor, lower=1, overwrite_c=1)[0])
-    bad = np.flatnonzero(~np.isfinite(inverse).all(axis=0))
-    return inverse, int(bad[0]) if len(bad) else -1
+        tiles.save(step, name, factor)
+    return failing if failing < 0 else row * tiles.side + failing
 
 
 def load_column(tiles: Tiles, gram_folder: str, lambda_f: float, weights: Matrix, j: int) -> int:
-    """Generation 0 of tile column j, T_ij = A_ij + lambda [i = j], from the cells of its items only.
+    """Generation 0 of tile column j but for `ahead`: T_ij = A_ij + lambda [i = j], from the cells of its items only.
 
     Memory: t x n numbers, and a batch of the Gram.
 
     Returns:
-        As `save_pivot` of the first step, if j = 0; else -1.
+        -1, or the item at which the first pivot is not positive definite.
     """
     items = tiles.items(j)
     lower = np.zeros((tiles.n_items - items.start, items.stop - items.start), order="F")
@@ -230,12 +210,16 @@ def load_column(tiles: Tiles, gram_folder: str, lambda_f: float, weights: Matrix
     for item_a, item_b, values in _weighted_cells(gram_folder, items, weights):
         cells = (item_a - items.start) * np.int64(len(lower)) + (item_b - items.start)
         np.add.at(flat, cells, values)
-    corner = mirror(np.asfortranarray(lower[: lower.shape[1]]))
+    corner = dense.mirror(np.asfortranarray(lower[: lower.shape[1]]))
     corner[np.diag_indices(len(corner))] += lambda_f
-    tiles.save(0, f"{j}-{j}", corner)
+    if j > 0:
+        tiles.save(0, f"{j}-{j}", corner)
+    elif (failing := _save_factor(tiles, 0, "0-0", corner, 0)) >= 0:
+        return failing
     for i in range(j + 1, tiles.count):
-        tiles.save(0, f"{i}-{j}", np.asfortranarray(lower[(i - j) * tiles.side : (i - j + 1) * tiles.side]))
-    return save_pivot(tiles, 0, corner) if j == 0 else -1
+        tile = np.asfortranarray(lower[(i - j) * tiles.side : (i - j + 1) * tiles.side])
+        tiles.save(0, f"{i}-{j}", to_panel(tile, tiles.open(0, 0, 0), right=True) if j == 0 else tile)
+    return -1
 
 
 def _weighted_cells(gram_folder: str, items: slice, weights: Matrix) -> Iterator[tuple[Any, Any, Matrix]]:

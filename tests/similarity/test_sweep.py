@@ -21,7 +21,7 @@ from m3rec_spark.schema import CapacityError, DataError, UsageError
 from m3rec_spark.similarity import sweep as module
 from m3rec_spark.similarity.certificate import certificate
 from m3rec_spark.similarity.sweep import SweptWeights, sweep
-from m3rec_spark.similarity.sweep_tiles import Run, Tiles, invert, mirror, product, runs_of_step, save_pivot, sweep_run
+from m3rec_spark.similarity.sweep_tiles import Run, Tiles, load_column, runs_of_step, save_ahead, sweep_run
 
 LAMBDA = 2.5
 
@@ -72,50 +72,64 @@ def stopped_at(step: int) -> Callable[..., int]:
 # --- kernels
 
 
+def swept(folder: str, A: np.ndarray, side: int) -> np.ndarray:
+    """-C by the kernels alone: loads A from a table of its cells and makes every step."""
+    write_gram(np.asarray(A)[None], Path(folder) / "gram")
+    tiles = Tiles(folder, len(A), side)
+    for j in range(tiles.count):
+        assert load_column(tiles, f"{folder}/gram", LAMBDA, np.ones(1), j) == -1
+    assert tiles.count == 1 or save_ahead(tiles, 0) == -1
+    for step in range(tiles.count):
+        assert {sweep_run(tiles, step, run) for run in runs_of_step(tiles.count, step, cores=2)} == {-1}
+    minus_C = np.full(A.shape, np.nan)
+    for i in range(tiles.count):
+        for j in range(i + 1):
+            minus_C[tiles.items(i), tiles.items(j)] = tiles.open(tiles.count, i, j)
+            minus_C[tiles.items(j), tiles.items(i)] = tiles.open(tiles.count, i, j).T
+    return minus_C
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=40)
 def test_tiles_become_the_inverse(n: int, side: int, seed: int) -> None:
     X = np.random.default_rng(seed).integers(-3, 4, (n, n))
-    A = (X.T @ X + np.eye(n)).astype(float)
+    A = X.T @ X
     with tempfile.TemporaryDirectory() as folder:
-        tiles = Tiles(folder, n, side)
-        for i in range(tiles.count):
-            for j in range(i + 1):
-                tiles.save(0, f"{i}-{j}", np.asfortranarray(A[tiles.items(i), tiles.items(j)]))
-        assert save_pivot(tiles, 0, A[tiles.items(0), tiles.items(0)]) == -1
-        for step in range(tiles.count):
-            assert {sweep_run(tiles, step, run) for run in runs_of_step(tiles.count, step, cores=2)} == {-1}
-        minus_C = np.full((n, n), np.nan)
-        for i in range(tiles.count):
-            for j in range(i + 1):
-                minus_C[tiles.items(i), tiles.items(j)] = tiles.open(tiles.count, i, j)
-                minus_C[tiles.items(j), tiles.items(i)] = tiles.open(tiles.count, i, j).T
-    np.testing.assert_allclose(A @ -minus_C, np.eye(n), atol=1e-9)
+        minus_C = swept(folder, A, side)
+    np.testing.assert_allclose((A + LAMBDA * np.eye(n)) @ -minus_C, np.eye(n), atol=1e-12)
     np.testing.assert_array_equal(minus_C, minus_C.T)
 
 
-@pytest.mark.parametrize("left", "CF")
-@pytest.mark.parametrize("right", "CF")
-def test_product_in_place(left: str, right: str) -> None:
-    a = np.array([[1.0, 2, 0], [0, 1, 3]], order=left)
-    b = np.array([[1.0, 0], [2, 1], [1, 1]], order=right)
-    plus = np.array([[10.0, 20], [30, 40]], order="F")
-    result = product(-1.0, a, b, plus)
-    np.testing.assert_array_equal(result, [[5, 18], [25, 36]])
-    assert np.shares_memory(result, plus)
+def test_no_digits_are_lost_to_the_condition_number(tmp_path: Path) -> None:
+    """A of rank 12, at condition 1e8: the residual is that of LAPACK. By T - (C D^-1) C' it is 1e7 times as large."""
+    X = np.random.default_rng(3).integers(0, 3000, (12, 30))
+    A = X.T @ X
+    square = A + LAMBDA * np.eye(30)
+    assert np.linalg.cond(square) > 1e8
+
+    def residual(C: np.ndarray) -> float:
+        return float(np.abs(square @ C - np.eye(30)).max() / np.abs(square).max())
+
+    assert residual(-swept(str(tmp_path), A, 4)) < 10 * residual(np.linalg.inv(square))
 
 
-def test_mirror_takes_the_lower_half() -> None:
-    square = np.arange(25.0).reshape(5, 5, order="F")
-    expected = np.tril(square) + np.tril(square, -1).T
-    np.testing.assert_array_equal(mirror(square, block=2), expected)
+def test_a_generation_by_hand(tmp_path: Path) -> None:
+    """A + I = [[4, 2, 0], [2, 5, 2], [0, 2, 5]] in tiles of one number.
 
-
-def test_invert_reads_the_lower_half_and_names_the_row() -> None:
-    inverse, failing = invert(np.array([[2.0, np.nan], [1, 2]], order="F"))
-    np.testing.assert_allclose(inverse, np.array([[2, -1], [-1, 2]]) / 3)
-    assert failing == -1
-    assert invert(np.array([[1.0, 0], [2, 4]], order="F"))[1] == 1  # 4 - 2 * 2 = 0
+    L_0 = 2, Y_1 = 1, Y_2 = 0, and ahead L_1 = sqrt(5 - 1) = 2. Step 0: T_00 = -1/4, T_10 = Y_1 / L_0 = 1/2, T_20 = 0;
+    the next panel Y_0 = T_10 / L_1 = 1/4 in the place of T_10 and Y_2 = (2 - 0) / 2 = 1; ahead L_2 = sqrt(5 - 1) = 2.
+    """
+    folder = write_gram(np.array([[[3, 2, 0], [2, 4, 2], [0, 2, 4]]]), tmp_path / "gram")
+    tiles = Tiles(str(tmp_path), 3, 1)
+    for j in range(3):
+        load_column(tiles, str(folder), 1.0, np.ones(1), j)
+    save_ahead(tiles, 0)
+    read = lambda step, names: [np.load(tiles.generation(step) / f"{name}.npy").item() for name in names]  # noqa: E731
+    names = ("0-0", "1-0", "2-0", "1-1", "2-1", "2-2", "ahead")
+    assert read(0, names) == [2, 1, 0, 5, 2, 5, 2]
+    for run in runs_of_step(3, 0, cores=1):
+        sweep_run(tiles, 0, run)
+    assert read(1, names) == [-0.25, 0.25, 0, 2, 1, 5, 2]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 12])
@@ -124,11 +138,11 @@ def test_runs_take_every_tile_once(count: int, cores: int) -> None:
     for step in range(count):
         runs = runs_of_step(count, step, cores)
         tiles = [(run.row, j) for run in runs for j in range(run.first, run.last)]
-        expected = [(i, j) for i in range(count) for j in range(i + 1) if i != step] + [(step, step)]
-        assert sorted(tiles) == sorted(expected)
-        if step + 1 < count:
-            assert (runs[0].row, runs[0].last) == (step + 1, step + 2)  # the one with the next pivot
-        lengths = [run.last - run.first for run in runs[1:-1]]
+        assert sorted(tiles) == [(i, j) for i in range(count) for j in range(i + 1)]
+        if step + 2 < count:
+            assert (runs[0].row, runs[0].last) == (step + 2, step + 3)  # the one that makes the next factor
+            assert runs[0].first <= step + 1
+        lengths = [run.last - run.first for run in runs[1:]]
         assert lengths == sorted(lengths, reverse=True)
 
 
@@ -140,15 +154,15 @@ def test_rows_are_cut_for_many_cores_only() -> None:
 def test_files_of_a_retired_generation_are_written_over(tmp_path: Path) -> None:
     tiles = Tiles(str(tmp_path), 4, 2)
     tiles.save(0, "1-0", np.eye(2))
-    tiles.save(0, "pivot", np.eye(2))
+    tiles.save(0, "ahead", np.eye(2))
     tiles.generation(1).mkdir()
-    inodes = [(tiles.generation(0) / f"{name}.npy").stat().st_ino for name in ("1-0", "pivot")]
+    inodes = [(tiles.generation(0) / f"{name}.npy").stat().st_ino for name in ("1-0", "ahead")]
     tiles.retire(0)
     tiles.save(2, "1-0", np.full((2, 2), 7.0))
-    tiles.save(2, "pivot", np.ones((1, 1)))  # shorter
-    assert [(tiles.generation(2) / f"{name}.npy").stat().st_ino for name in ("1-0", "pivot")] == inodes
+    tiles.save(2, "ahead", np.ones((1, 1)))  # shorter
+    assert [(tiles.generation(2) / f"{name}.npy").stat().st_ino for name in ("1-0", "ahead")] == inodes
     np.testing.assert_array_equal(tiles.open(2, 1, 0), np.full((2, 2), 7.0))
-    assert (tiles.generation(2) / "pivot.npy").stat().st_size == 128 + 8
+    assert (tiles.generation(2) / "ahead.npy").stat().st_size == 128 + 8
     tiles.save(2, "1-0", np.zeros((2, 2)))  # a second attempt finds none and makes a new one
     np.testing.assert_array_equal(tiles.open(2, 1, 0), np.zeros((2, 2)))
 
@@ -256,15 +270,15 @@ def test_other_arguments_start_anew(spark: SparkSession, tmp_path: Path, gram_fo
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Tiles:
-    """Generation 2 of tiles of 5, 5 and 3, committed; a part of generation 3."""
+    """Generation 1 of tiles of 5, 5 and 3, committed; a part of generation 2."""
     tiles = Tiles(str(tmp_path), 13, 5)
-    tiles.generation(1).mkdir()
+    tiles.generation(0).mkdir()
     for name in ("0-0", "1-0", "1-1"):
+        tiles.save(1, name, np.eye(5))
         tiles.save(2, name, np.eye(5))
-        tiles.save(3, name, np.eye(5))
-    for name, shape in {"2-0": (3, 5), "2-1": (3, 5), "2-2": (3, 3), "pivot": (3, 3)}.items():
-        tiles.save(2, name, np.zeros(shape))
-    module._commit(tiles, 2, -1, IDENTITY)
+    for name, shape in {"2-0": (3, 5), "2-1": (3, 5), "2-2": (3, 3), "ahead": (3, 3)}.items():
+        tiles.save(1, name, np.zeros(shape))
+    module._commit(tiles, 1, -1, IDENTITY)
     return tiles
 
 
@@ -272,8 +286,8 @@ IDENTITY = {"n": 13, "side": 5, "lambda_f": LAMBDA, "weights": [1.0, 1.0], "key"
 
 
 def test_resumes_what_is_whole(stopped: Tiles) -> None:
-    assert module._resume(stopped, IDENTITY) == 2
-    assert [folder.name for folder in Path(stopped.folder).glob("step-*")] == ["step-00002"]
+    assert module._resume(stopped, IDENTITY) == 1
+    assert [folder.name for folder in Path(stopped.folder).glob("step-*")] == ["step-00001"]
 
 
 @pytest.mark.parametrize("other", [{"lambda_f": 7.0}, {"key": "x"}, {"weights": [1.0, 2.0]}, {"side": 4}, {"n": 14}])
@@ -282,10 +296,10 @@ def test_resumes_no_other_arguments(stopped: Tiles, other: dict) -> None:
     assert not list(Path(stopped.folder).iterdir())
 
 
-@pytest.mark.parametrize("name", ["2-1", "pivot"])
+@pytest.mark.parametrize("name", ["2-1", "ahead"])
 @pytest.mark.parametrize("damage", ["missing", "short", "of another shape"])
 def test_resumes_no_damaged_tiles(stopped: Tiles, name: str, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    file = stopped.generation(2) / f"{name}.npy"
+    file = stopped.generation(1) / f"{name}.npy"
     if damage == "missing":
         file.unlink()
     elif damage == "short":

@@ -86,9 +86,8 @@ def test_the_comparison_would_see_an_unseeded_number(
 ) -> None:
     def noisy_run(tiles: Tiles, step: int, run: Run) -> int:  # nested, so that it travels to the workers by value
         failing = sweep_run(tiles, step, run)
-        if run.row != step:
-            tile = tiles.read(step + 1, run.row, run.row)
-            tiles.save(step + 1, f"{run.row}-{run.row}", tile + 1e-9 * np.random.default_rng().random(tile.shape))
+        tile = tiles.read(step + 1, run.row, run.row)
+        tiles.save(step + 1, f"{run.row}-{run.row}", tile + 1e-9 * np.random.default_rng().random(tile.shape))
         return failing
 
     monkeypatch.setattr(module, "sweep_run", noisy_run)
