@@ -10,12 +10,11 @@ rows of B, the blocks across markets included.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from m3rec_spark.paths import replacing
 from m3rec_spark.similarity import ease, markets
 from m3rec_spark.similarity.gram import dense_gram
 from m3rec_spark.similarity.market_blocks import EliminatedWeights
+from m3rec_spark.similarity.tasks import run_tasks
 from m3rec_spark.similarity.weights import MarketItems, Outputs, similarity_on_spark
 
 LAMBDA = 30.0
@@ -73,7 +73,7 @@ def bench_driver(folder: Path, n: int, users: int, numpy2: bool) -> None:
 
 
 def bench_markets(folder: Path, count: int, own: int, shared: int, users: int) -> None:
-    spark, work = _spark(), MarketsWork(folder, count, own, shared, users)
+    spark, work = local_spark(), MarketsWork(folder, count, own, shared, users)
     n = work.arrays.n_items
     sample = np.sort(np.random.default_rng(0).permutation(shared + own)[:60])  # places in a market
 
@@ -129,15 +129,13 @@ class MarketsWork:
         )
         weights, all_items, files = self.weights, list(self.items), self.files()
 
-        def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            for batch in batches:
-                for market in batch["id"].to_pylist():
-                    items = all_items[market]
-                    with replacing(files[market]) as temporary, open(temporary, "wb") as file:
-                        np.save(file, weights.block(items, items).astype(np.float32))
-                yield batch
+        def write(market: int) -> list[int]:
+            items = all_items[market]
+            with replacing(files[market]) as temporary, open(temporary, "wb") as file:
+                np.save(file, weights.block(items, items).astype(np.float32))
+            return []
 
-        spark.range(0, len(files), numPartitions=len(files)).mapInArrow(write, "id long").collect()
+        run_tasks(spark, len(files), write)
         return weights
 
     def b_glob(self, spark: Any) -> dict[str, float]:
@@ -154,7 +152,7 @@ def laws(folder: Path) -> None:
         batches = gram_cells(generate_arrays(1, 20_000, n, 0, history=20.0, groups=60, seed=0))
         points.append((n, _seconds(partial(solve_densely, batches, n))))
     law("driver", "items", "items", points)
-    spark = _spark()
+    spark = local_spark()
     fixed_own, fixed_items = [], []
     for count in (2, 4, 8, 16):
         for points, own in ((fixed_own, 1_000), (fixed_items, 16_000 // count)):
@@ -191,11 +189,6 @@ def _seconds(run: Callable[[], Any]) -> float:
         run()
         found.append(time.perf_counter() - start)
     return min(found)
-
-
-def _spark() -> Any:
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the first python3 of PATH
-    return local_spark()
 
 
 def _bench_folder() -> Path:

@@ -12,7 +12,6 @@ MLlib and SQL take minutes: they are warmed up on a twentieth of the users, and 
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import sys
@@ -59,7 +58,6 @@ Checksums = dict[str, int]
 
 def main() -> None:
     BENCH.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     spark = local_spark()
     with tempfile.TemporaryDirectory(dir=BENCH) as folder:
         if "--laws" in sys.argv:

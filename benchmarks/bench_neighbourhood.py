@@ -34,24 +34,9 @@ from m3rec_spark.similarity.symmetric import symmetric_gram
 LAMBDA, EPSILON, TARGET_S = 30.0, 0.01, 600.0
 XMARKET = Path(os.environ.get("M3REC_XMARKET", Path(__file__).parents[2] / "shared" / "data" / "xmarket"))
 RANKED = 2000  # users of a market
-QUICK = {
-    "markets": 10,
-    "own": 8_000,
-    "shared": 20_000,
-    "users": 50_000,
-    "neighbours": 200,
-    "exact_own": 2_000,
-    "sansa_own": 500,
-}
-FULL = {
-    "markets": 20,
-    "own": 9_000,
-    "shared": 20_000,
-    "users": 50_000,
-    "neighbours": 200,
-    "exact_own": 2_000,
-    "sansa_own": 2_000,
-}
+QUICK = {"markets": 10, "own": 8_000, "shared": 20_000, "users": 50_000, "neighbours": 200, "exact_own": 2_000,
+         "sansa_own": 500}  # fmt: skip
+FULL = QUICK | {"markets": 20, "own": 9_000, "sansa_own": 2_000}
 
 
 @dataclass(frozen=True)
@@ -185,10 +170,8 @@ def four_markets(own: int) -> list[Market]:
 
 def generated(markets: int, users: int, own: int, shared: int, groups: int) -> list[Market]:
     """20 pairs a user, one of them held out."""
-    arrays, rng = (
-        generate_arrays(markets, users, own, shared, history=20.0, groups=groups, seed=0),
-        np.random.default_rng(0),
-    )
+    arrays = generate_arrays(markets, users, own, shared, history=20.0, groups=groups, seed=0)
+    rng = np.random.default_rng(0)
     shop, items = [], arrays.items
     for m in range(markets):
         ends = arrays.indptr[arrays.user_offsets[m] : arrays.user_offsets[m + 1] + 1]

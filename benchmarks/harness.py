@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -217,6 +218,7 @@ def local_spark(**options: str) -> Any:
     """local[THREADS], one BLAS thread a task: as many threads as a peer has."""
     from pyspark.sql import SparkSession
 
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the first python3 of PATH
     builder = SparkSession.builder.master(f"local[{THREADS}]").appName("benchmark")
     settings = {
         "spark.driver.memory": "4g",

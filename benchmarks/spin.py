@@ -3,9 +3,9 @@
 With A in 2 x 2 parts, six products and two inverses of half the size (the letters are those of their algorithm 2):
     I = A11^-1         III = I A12        V = IV - A22       C12 = III VI       C11 = I - III C21
     II = A21 I         IV = A21 III       VI = V^-1          C21 = VI II        C22 = -VI
-A single block is inverted in a task, by LAPACK. To its favour, against the paper: parts are taken out and put together
-as DataFrames inside the JVM, no block passes through Python but at the leaves, what is used twice is kept in memory,
-and the products may run on native BLAS (java_options).
+A single block is inverted by LAPACK in the driver's Python, and travels there and back as bytes. To its favour, against
+the paper: parts are taken out and put together as DataFrames inside the JVM, what is used twice is kept in memory, and
+the products may run on native BLAS (java_options).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import numpy as np
 from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
 from pyspark.mllib.common import callMLlibFunc
-from pyspark.mllib.linalg import DenseMatrix
 from pyspark.mllib.linalg.distributed import BlockMatrix
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from scipy.linalg import lapack
 
@@ -41,16 +40,30 @@ def java_blas(spark: Any) -> str:
 
 
 def block_matrix(spark: Any, array: np.ndarray, block: int) -> BlockMatrix:
-    """A square array as a BlockMatrix, in memory."""
-    n = len(array)
-    starts = range(0, n, block)
+    """A square array as a BlockMatrix, in memory. Its blocks are made in the JVM, from bytes."""
+    n, jvm = len(array), spark._jvm
+    blocks = jvm.java.util.ArrayList()
+    for i in range(0, n, block):
+        for j in range(0, n, block):
+            piece = array[i : i + block, j : j + block]
+            values = spark.sparkContext._gateway.new_array(jvm.double, piece.size)
+            jvm.java.nio.ByteBuffer.wrap(piece.tobytes(order="F")).order(
+                jvm.java.nio.ByteOrder.LITTLE_ENDIAN
+            ).asDoubleBuffer().get(values)
+            matrix = jvm.org.apache.spark.mllib.linalg.DenseMatrix(*piece.shape, values)
+            blocks.add(jvm.scala.Tuple2(jvm.scala.Tuple2(i // block, j // block), matrix))
+    rdd = spark.sparkContext._jsc.parallelize(blocks, len(blocks)).rdd()
+    java = jvm.org.apache.spark.mllib.linalg.distributed.BlockMatrix(rdd, block, block, n, n)
+    return kept(BlockMatrix(java, block, block, n, n))
 
-    def part(i: int, j: int) -> DenseMatrix:
-        piece = array[i : i + block, j : j + block]
-        return DenseMatrix(*piece.shape, piece.ravel(order="F"))
 
-    blocks = [((i // block, j // block), part(i, j)) for i in starts for j in starts]
-    return kept(BlockMatrix(spark.sparkContext.parallelize(blocks, len(blocks)), block, block, n, n))
+def to_array(spark: Any, A: BlockMatrix) -> np.ndarray:
+    """The whole of it, in Fortran order."""
+    jvm, rows, columns = spark._jvm, A.numRows(), A.numCols()
+    values = A._java_matrix_wrapper._java_model.toLocalMatrix().values()
+    buffer = jvm.java.nio.ByteBuffer.allocate(8 * rows * columns).order(jvm.java.nio.ByteOrder.LITTLE_ENDIAN)
+    buffer.asDoubleBuffer().put(values)
+    return np.frombuffer(buffer.array()).reshape(rows, columns, order="F")
 
 
 def inverse(A: BlockMatrix) -> BlockMatrix:
@@ -73,15 +86,11 @@ def inverse(A: BlockMatrix) -> BlockMatrix:
 
 
 def inverse_of_block(A: BlockMatrix) -> BlockMatrix:
-    """The leaf, in a task."""
-
-    def invert(block: DenseMatrix) -> DenseMatrix:  # nested, so that it travels to the workers by value
-        square = np.asfortranarray(block.toArray())
-        factors, pivots, _ = lapack.dgetrf(square, overwrite_a=1)
-        inverted, _ = lapack.dgetri(factors, pivots, overwrite_lu=1)
-        return DenseMatrix(*square.shape, inverted.ravel(order="F"))
-
-    return kept(BlockMatrix(A.blocks.mapValues(invert), A.rowsPerBlock, A.colsPerBlock))
+    """The leaf."""
+    spark = SparkSession.active()
+    factors, pivots, _ = lapack.dgetrf(to_array(spark, A).copy(order="F"), overwrite_a=1)
+    inverted, _ = lapack.dgetri(factors, pivots, overwrite_lu=1)
+    return block_matrix(spark, inverted, A.rowsPerBlock)
 
 
 def part(A: BlockMatrix, half: int, i: int, j: int) -> BlockMatrix:

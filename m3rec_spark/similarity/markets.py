@@ -38,6 +38,7 @@ from m3rec_spark.schema import DataError, UsageError
 from m3rec_spark.similarity import ease
 from m3rec_spark.similarity.dense import Matrix, mirror, product
 from m3rec_spark.similarity.market_blocks import SHARED, EliminatedWeights, Store, split_items
+from m3rec_spark.similarity.tasks import forget_zip_importers
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ def _in_tasks(spark: SparkSession, markets: Sequence[int], kernel: Callable[[int
                         kernel(markets[index])
                 except DataError as error:
                     yield pa.RecordBatch.from_pydict({"problem": [f"market {markets[index]}: {error}"]})
+        forget_zip_importers()
 
     tasks = spark.range(0, len(markets), numPartitions=len(markets))
     if problems := tasks.mapInArrow(run, "problem string").collect():
