@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.dataset as ds
 from harness import (
     BENCH,
@@ -37,17 +36,18 @@ from harness import (
     record,
     rep,
 )
+from shops import publish, with_long_history
 
 from m3rec_spark.config import Gram
 from m3rec_spark.data.arrays import MarketArrays, build_arrays, save_arrays
 from m3rec_spark.data.synthetic import generate_arrays
 from m3rec_spark.similarity.entries import save_entries, transpose
 from m3rec_spark.similarity.gram import GramReport, write_gram
-from m3rec_spark.tables import Workspace, arrow_schema
+from m3rec_spark.tables import Workspace
 
-QUICK = {"markets": 5, "own": 1000, "shared": 3000, "history": 80.0, "users": 20_000, "mkl_users": 40_000,
+QUICK = {"markets": 5, "own": 1000, "shared": 3000, "history": 80.0, "users": 4_000, "mkl_users": 40_000,
          "pairs_per_task": Gram().pairs_per_task, "peers": "mkl,sql,mllib"}  # fmt: skip
-FULL = QUICK | {"own": 4000, "shared": 6000, "users": 40_000, "mkl_users": 200_000}
+FULL = QUICK | {"users": 20_000, "mkl_users": 100_000}
 SQL = """
     SELECT A.item i1, B.item i2, COUNT(*) value
     FROM train A INNER JOIN train B ON A.user = B.user AND A.item <= B.item
@@ -204,31 +204,6 @@ def label(arrays: MarketArrays) -> str:
     return f"n={arrays.n_items} users={arrays.n_rows} sum_sq={squares(arrays):.2g}"
 
 
-def publish(arrays: MarketArrays, root: Path) -> Workspace:
-    """The tables that prepare would have published."""
-    workspace = Workspace(root)
-    rows = np.repeat(np.arange(arrays.n_rows), np.diff(arrays.indptr))
-    market_of_row = np.repeat(np.arange(arrays.n_markets), np.diff(arrays.user_offsets))
-    market_of_slot = np.repeat(np.arange(arrays.n_markets), np.diff(arrays.slot_offsets))
-    local = np.arange(len(arrays.slot_items)) - arrays.slot_offsets[market_of_slot]
-    users = np.arange(arrays.n_rows) - arrays.user_offsets[market_of_row]
-    split = pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), ["train"]).cast(pa.string())
-    zeros = np.zeros(arrays.n_markets, np.int64)
-    tables = {
-        "interactions": [market_of_row[rows], users[rows], arrays.items, pa.nulls(len(rows), pa.int64()), split],
-        "market_items": [market_of_slot, arrays.slot_items, local, arrays.slot_counts, np.ones(len(local))],
-        "users": [market_of_row, users, pa.array(users).cast(pa.string())],
-        "markets": [np.arange(arrays.n_markets), pa.array(np.arange(arrays.n_markets)).cast(pa.string())] + [zeros] * 7,
-        "items": [np.arange(arrays.n_items), pa.array(np.arange(arrays.n_items)).cast(pa.string()),
-                  np.ones(arrays.n_items)],
-    }  # fmt: skip
-    for name, columns in tables.items():
-        schema = arrow_schema(name)
-        arrow = [pa.array(column).cast(field.type) for column, field in zip(columns, schema, strict=True)]
-        workspace.write_arrow(pa.Table.from_arrays(arrow, schema=schema), name, "benchmark")
-    return workspace
-
-
 def laws(spark: Any, folder: Path) -> None:
     """Linear in the sum of squares; flat in users where that is fixed; a user with 10^4 items costs his share."""
 
@@ -245,19 +220,6 @@ def laws(spark: Any, folder: Path) -> None:
     base = market(60_000, 80.0, 10_000)
     skewed = [point(with_long_history(base, d), squares) for d in (0, 5_000, 10_000)]
     law("gram", "skew", "sum of squares, with one user of 0, 5,000, 10,000 items", skewed)
-
-
-def with_long_history(arrays: MarketArrays, items: int) -> MarketArrays:
-    """One market with one more user, who has the first `items` items."""
-    return MarketArrays(
-        indptr=np.r_[arrays.indptr, arrays.indptr[-1] + items],
-        slots=np.r_[arrays.slots, np.arange(items, dtype=np.int32)],
-        user_offsets=arrays.user_offsets + np.array([0, 1]),
-        slot_items=arrays.slot_items,
-        slot_offsets=arrays.slot_offsets,
-        slot_counts=arrays.slot_counts + (np.arange(len(arrays.slot_items)) < items).astype(np.int32),
-        n_items=arrays.n_items,
-    )
 
 
 def seconds(spark: Any, arrays: MarketArrays, folder: Path) -> float:

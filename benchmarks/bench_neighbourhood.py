@@ -1,10 +1,11 @@
 """The neighbourhood solver, from the Gram's Parquet folder to the files of B.
 
-target 600 s: n = 100 k, to be done in 10 minutes and 8 GB (private memory of the whole process tree; the files of A are
-mapped beside it). driver LAPACK: exact EASE on n = 12 k, and on the five real markets where they are (M3REC_XMARKET);
-extra has what the approximation costs: support_overlap (Jaccard of B-Glob's entries), and NDCG@10 of both with one pair
-of every user held out, ranked among all items of his market but those he has. sansa: n = 3 k (12 k with --full: its
-factor is dense, minutes), from the same Gram, as many entries in B; only where installed (peers/sansa_ease.py).
+target 600 s: n = 30 k, or 100 k with --full, which is to be done in 10 minutes and 8 GB (private memory of the whole
+process tree; the files of A are mapped beside it). driver LAPACK: exact EASE on n = 12 k, and on the five real markets
+where they are (M3REC_XMARKET); extra has what the approximation costs: support_overlap (Jaccard of B-Glob's entries),
+and NDCG@10 of both with one pair of every user held out, ranked among all items of his market but those he has. sansa:
+n = 3 k (12 k with --full: its factor is dense, minutes), from the same Gram, as many entries in B; only where installed
+(peers/sansa_ease.py).
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from m3rec_spark.similarity.symmetric import symmetric_gram
 LAMBDA, EPSILON, TARGET_S = 30.0, 0.01, 600.0
 XMARKET = Path(os.environ.get("M3REC_XMARKET", Path(__file__).parents[2] / "shared" / "data" / "xmarket"))
 RANKED = 2000  # users of a market
-QUICK = {"markets": 10, "own": 8_000, "shared": 20_000, "users": 50_000, "neighbours": 200, "exact_own": 2_000,
+QUICK = {"markets": 3, "own": 8_000, "shared": 6_000, "users": 50_000, "neighbours": 200, "exact_own": 2_000,
          "sansa_own": 500}  # fmt: skip
-FULL = QUICK | {"markets": 20, "own": 9_000, "sansa_own": 2_000}
+FULL = QUICK | {"markets": 10, "shared": 20_000, "sansa_own": 2_000}
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def against_lapack(spark: Any, work: Work) -> None:
     before = shuffled_bytes(spark)
     size = f"n={work.n} tile={work.tile}"
     harness.compare(
-        "sweep", "driver LAPACK", size, ours, theirs, same, runs=3, budget_s=45,
+        "sweep", "driver LAPACK", size, ours, theirs, same, runs=3, budget_s=30,
         extra=lambda *_: {"shuffled_bytes": shuffled_bytes(spark) - before},
     )  # fmt: skip
 
@@ -167,7 +167,7 @@ def laws(spark: Any, folder: Path) -> None:
     work = Work(spark, folder / "tiles", 8_000, QUICK["tile"])
     before = shuffled_bytes(spark)
     points = [(tile, min(work.seconds(tile) for _ in range(2))) for tile in LAW_TILES]
-    harness.law("sweep", "side of a tile, 8000 items", "items on a side", points)
+    harness.law("sweep", "side of a tile", "items on a side, of 8,000", points)
     print(f"sweep shuffled {shuffled_bytes(spark) - before} bytes")
 
 

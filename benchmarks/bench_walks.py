@@ -164,7 +164,7 @@ def bench_joins(spark: Any, shop: Shop) -> None:
     def check(mine: int, other: int) -> None:
         assert mine == other
 
-    compare("walks", "a join per step", shop.size, ours, theirs, check, runs=3, budget_s=100)
+    compare("walks", "a join per step", shop.size, ours, theirs, check, runs=3, budget_s=40)
     adjacency.unpersist()
 
 

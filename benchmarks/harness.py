@@ -122,7 +122,7 @@ def compare(
         ours: a run of ours.
         theirs: a run of the peer, on the same data, for the same result.
         check: is given both results of the warm-up; raises where they are not what they should be.
-        runs: of each side. A side that has used up its budget is not run again (after one timed run at least).
+        runs: of each side. A side that has used up its budget is not run again; where the warm-up alone did, it counts.
         budget_s: of each side, warm-up included.
         extra: figures for the row from both results.
     """
@@ -131,7 +131,7 @@ def compare(
     if check is not None:
         check(warm["ours"].result, warm["peer"].result)
     used = {side: one.seconds for side, one in warm.items()}
-    kept: dict[str, list[Rep]] = {"ours": [], "peer": []}
+    kept = {side: [one] if one.seconds > budget_s else [] for side, one in warm.items()}
     for _ in range(runs):
         for side, function in (("ours", ours), ("peer", theirs)):
             if not kept[side] or used[side] < budget_s:

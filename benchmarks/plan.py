@@ -69,7 +69,7 @@ def gram_step(chosen: argparse.Namespace) -> Iterator[Step]:
     row = measured("gram", "sparse_dot_mkl")
     pairs = chosen.interactions * (chosen.history * chosen.dispersion + 1) / 2
     seconds = pairs / (row["extra"]["pairs"] / row["ours_s"] / THREADS)
-    size = pairs / row["extra"]["pairs"] * row["extra"]["written_mb"] / 1e3
+    size = pairs * row["extra"]["written_mb"] / row["extra"]["cells"] / 1e3  # if no two users had a pair in common
     yield spread("Gram", chosen, seconds, size, f"{pairs:.2g} item pairs, at most as many cells")
 
 
@@ -91,7 +91,7 @@ def ease_steps(chosen: argparse.Namespace) -> Iterator[Step]:
             yield Step(f"EASE `{one.solver}`", "tasks, driver", hours * chosen.cores, hours, one.disk_bytes / 1e9, what)
         elif one.solver != "cuda":
             why = "does not fit" if one.obstacle else "slower" if one.solver != "neighbourhood" else "approximate"
-            yield Step(f"(EASE `{one.solver}`)", "", 0.0, 0.0, one.disk_bytes / 1e9, f"{what}; {hours:,.1f} h; {why}")
+            yield Step(f"(EASE `{one.solver}`)", "-", 0.0, 0.0, one.disk_bytes / 1e9, f"{what}; {hours:,.2g} h; {why}")
 
 
 def walk_step(chosen: argparse.Namespace) -> Iterator[Step]:

@@ -1,4 +1,4 @@
-"""docs/scaling.md's figures: a plot for every law in build/bench/results.json, and the table of slopes.
+"""docs/scaling.md's figures from build/bench/results.json: the table of ratios, a plot for every law, their slopes.
 
 Run after `make bench-full`:  python benchmarks/scaling.py
 """
@@ -19,7 +19,16 @@ FIGURES = ROOT / "docs" / "scaling"
 
 
 def main() -> None:
-    rows = [row for row in json.loads(RESULTS.read_text()) if row["peer"] == "law"]
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    print(
+        "| stage | peer | size | ours, s | peer, s | ratio | ours, MB | peer, MB |\n|---|---|---|---|---|---|---|---|"
+    )
+    for row in (row for row in results if row["peer"] != "law"):
+        figures = f"{row['ours_s']:.3g} | {row['peer_s']:.3g} | {row['ratio']:.2g}"
+        memory = f"{row['ours_peak_mb']:.0f} | {row['peer_peak_mb']:.0f}"
+        print(f"| {row['stage']} | {row['peer']} | {row['size']} | {figures} | {memory} |")
+    print()
+    rows = [row for row in results if row["peer"] == "law"]
     if not rows:
         raise SystemExit("no law in build/bench/results.json: run `make bench-full` first")
     FIGURES.mkdir(exist_ok=True)
