@@ -24,9 +24,9 @@ def main() -> None:
         "| stage | peer | size | ours, s | peer, s | ratio | ours, MB | peer, MB |\n|---|---|---|---|---|---|---|---|"
     )
     for row in (row for row in results if row["peer"] != "law"):
-        figures = f"{row['ours_s']:.3g} | {row['peer_s']:.3g} | {row['ratio']:.2g}"
+        theirs = f"{row['peer_s']:.3g} | {row['ratio']:.2g}" if row["peer_s"] else "- | -"  # a target has no time
         memory = f"{row['ours_peak_mb']:.0f} | {row['peer_peak_mb']:.0f}"
-        print(f"| {row['stage']} | {row['peer']} | {row['size']} | {figures} | {memory} |")
+        print(f"| {row['stage']} | {row['peer']} | {row['size']} | {row['ours_s']:.3g} | {theirs} | {memory} |")
     print()
     rows = [row for row in results if row["peer"] == "law"]
     if not rows:

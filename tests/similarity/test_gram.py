@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import importlib
-import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -241,20 +238,6 @@ def test_what_tasks_report_is_checked(tmp_path: Path) -> None:
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not see"):
         module._write_task(str(tmp_path), str(tmp_path), str(tmp_path / "elsewhere"), 0, Task(0, 0, 1, 1))
-
-
-def test_finders_of_zips_are_forgotten_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = tmp_path / "lib.zip"
-    with zipfile.ZipFile(archive, "w") as zipped:
-        zipped.writestr("zipped_one.py", "NUMBER = 1")
-        zipped.writestr("zipped_two.py", "NUMBER = 2")
-    monkeypatch.syspath_prepend(str(archive))
-    assert importlib.import_module("zipped_one").NUMBER == 1
-    others = [path for path in sys.path_importer_cache if ".zip" not in path]
-    module._forget_zips()
-    assert str(archive) not in sys.path_importer_cache
-    assert [path for path in sys.path_importer_cache if ".zip" not in path] == others
-    assert importlib.import_module("zipped_two").NUMBER == 2
 
 
 def batch(cells: list[tuple[int, int, int, int]]) -> pa.RecordBatch:
