@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "sweep.json"
 Work = TypeVar("Work")
 DIAGONAL = "diagonal.npy"
+TILES_FORM = "Y, L and ahead"  # what a generation holds; tiles of another form are made anew
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def sweep(
         raise UsageError(f"the weights of the markets' Grams must be positive and finite, got {weights.tolist()}")
     tiles = Tiles(str(folder), n_items, -(-n_items // -(-n_items // tile)))
     identity = {"n": n_items, "side": tiles.side, "lambda_f": lambda_f, "weights": weights.tolist(), "key": key}
+    identity |= {"form": TILES_FORM}
     step, source = _resume(tiles, identity), str(gram_folder)
     if step < 0:
         _require_room(tiles)
