@@ -90,7 +90,7 @@ def bench_markets(folder: Path, count: int, own: int, shared: int, users: int) -
 
     size = f"n={n} {count}x{own}+{shared}"
     compare(
-        "markets", "driver LAPACK", size, ours, theirs, check, runs=3, budget_s=25, extra=lambda *_: work.b_glob(spark)
+        "markets", "own driver", size, ours, theirs, check, runs=3, budget_s=25, extra=lambda *_: work.b_glob(spark)
     )
     spark.stop()
 

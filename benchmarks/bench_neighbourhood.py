@@ -1,7 +1,7 @@
 """The neighbourhood solver, from the Gram's Parquet folder to the files of B.
 
 target 600 s: n = 30 k, or 100 k with --full, which is to be done in 10 minutes and 8 GB (private memory of the whole
-process tree; the files of A are mapped beside it). driver LAPACK: exact EASE on n = 12 k, and on the five real markets
+process tree; the files of A are mapped beside it). own driver: exact EASE on n = 12 k, and on the five real markets
 where they are (M3REC_XMARKET); extra has what the approximation costs: support_overlap (Jaccard of B-Glob's entries),
 and NDCG@10 of both with one pair of every user held out, ranked among all items of his market but those he has. sansa:
 n = 3 k (12 k with --full: its factor is dense, minutes), from the same Gram, as many entries in B; only where installed
@@ -106,7 +106,7 @@ def against_exact(spark: Any, name: str, shop: list[Market], folder: Path, neigh
 
     size = f"{name} n={n} m={neighbours}"
     harness.compare(
-        "neighbourhood", "driver LAPACK, exact", size, ours, theirs, runs=3, budget_s=15, extra=lambda *_: quality
+        "neighbourhood", "own driver, exact", size, ours, theirs, runs=3, budget_s=15, extra=lambda *_: quality
     )
 
 

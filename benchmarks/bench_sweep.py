@@ -105,7 +105,7 @@ def against_lapack(spark: Any, work: Work) -> None:
     before = shuffled_bytes(spark)
     size = f"n={work.n} tile={work.tile}"
     harness.compare(
-        "sweep", "driver LAPACK", size, ours, theirs, same, runs=3, budget_s=30,
+        "sweep", "LAPACK potrf + potri", size, ours, theirs, same, runs=3, budget_s=30,
         extra=lambda *_: {"shuffled_bytes": shuffled_bytes(spark) - before},
     )  # fmt: skip
 

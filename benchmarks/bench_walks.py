@@ -89,9 +89,6 @@ def bench_walking(shop: Shop) -> None:
     def check(mine: np.ndarray, theirs: dict) -> None:
         assert len(mine) == theirs["walks"]
 
-    def extra(*_: object) -> dict[str, Any]:
-        return {"steps": steps}
-
     with shop.peer("walking") as theirs, ThreadPoolExecutor(THREADS) as pool:
         ours = partial(walk_on_threads, pool, graph, starts, numbers, LENGTH)
         row = compare(

@@ -228,6 +228,8 @@ def local_spark(**options: str) -> Any:
         "spark.driver.host": "127.0.0.1",
         "spark.sql.shuffle.partitions": "8",
         "spark.log.level": "ERROR",
+        # whatever this process has for itself and the peers, tasks run beside each other
+        **{f"spark.executorEnv.{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMBA")},
         **options,
     }
     return builder.config(map=settings).getOrCreate()

@@ -16,6 +16,7 @@ import numpy as np
 from harness import RESULTS, ROOT
 
 FIGURES = ROOT / "docs" / "scaling"
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "m3rec"}  # text as text, and the same bytes again
 
 
 def main() -> None:
@@ -32,12 +33,14 @@ def main() -> None:
     if not rows:
         raise SystemExit("no law in build/bench/results.json: run `make bench-full` first")
     FIGURES.mkdir(exist_ok=True)
+    plt.rcParams.update(STYLE)
     print("| stage | law | points | fitted slope |\n|---|---|---|---|")
     for row in rows:
         extra = row["extra"]
         draw(row["stage"], row["size"], extra)
         points = ", ".join(f"{x:g}: {y:.3g}" for x, y in extra["points"])
-        print(f"| {row['stage']} | {extra['y_label']} over {extra['x_label']} | {points} | {extra['slope']:.2f} |")
+        law = f"{row['size']}: {extra['y_label']} over {extra['x_label']}"
+        print(f"| {row['stage']} | {law} | {points} | {extra['slope']:.2f} |")
 
 
 def draw(stage: str, name: str, extra: dict) -> Path:

@@ -99,7 +99,7 @@ class Gram(Section):
     weights: dict[str, PositiveFloat] = {}
     """Weight of a market's Gram in the sum, w_m: market id -> weight; 1 for those not listed."""
     max_history: Annotated[int, Field(ge=2)] | None = None
-    """An approximation: users with more items count with a seeded sample of this many. null: exact."""
+    """An approximation: users with more items count with a sample of this many, by walks.seed. null: exact."""
 
 
 class Ease(Section):

@@ -104,8 +104,8 @@ def sweep(
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise UsageError(f"the weights of the markets' Grams must be positive and finite, got {weights.tolist()}")
     tiles = Tiles(str(folder), n_items, -(-n_items // -(-n_items // tile)))
-    identity = {"n": n_items, "side": tiles.side, "lambda_f": lambda_f, "weights": weights.tolist(), "key": key}
-    identity |= {"form": TILES_FORM}
+    sizes = {"n": n_items, "side": tiles.side, "form": TILES_FORM}
+    identity = {**sizes, "lambda_f": lambda_f, "weights": weights.tolist(), "key": key}
     step, source = _resume(tiles, identity), str(gram_folder)
     if step < 0:
         _require_room(tiles)
@@ -117,7 +117,7 @@ def sweep(
     for k in _with_progress(range(step, tiles.count)):
         failing = _job(spark, runs_of_step(tiles.count, k, cores), partial(sweep_run, tiles, k))
         _commit(tiles, k + 1, failing, identity)
-    tiles.retire(-1)  # the spare files of the last step
+    tiles.remove_spare()
     _save_diagonal(tiles)
     return SweptWeights(tiles)
 

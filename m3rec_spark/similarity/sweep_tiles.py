@@ -100,10 +100,13 @@ class Tiles:
 
     def retire(self, step: int) -> None:
         """Gives a generation that no step reads any more to `save`, to write over."""
-        spare = Path(self.folder) / SPARE
-        shutil.rmtree(spare, ignore_errors=True)
+        self.remove_spare()
         if self.generation(step).is_dir():
-            self.generation(step).rename(spare)
+            self.generation(step).rename(Path(self.folder) / SPARE)
+
+    def remove_spare(self) -> None:
+        """Removes what is left of the generation retired last."""
+        shutil.rmtree(Path(self.folder) / SPARE, ignore_errors=True)
 
     def _reused_or_new(self, name: str, path: Path) -> BinaryIO:
         """To write over a file costs a third of a new one, whose memory has to be found, and the old one's freed.

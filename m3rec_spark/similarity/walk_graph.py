@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from m3rec_spark.compiled import compiled
 from m3rec_spark.paths import replacing
-from m3rec_spark.schema import CapacityError, CorruptTableError, DataError
+from m3rec_spark.schema import CorruptTableError, DataError
 from m3rec_spark.similarity.capacity import require
 
 ITEM = np.dtype(
@@ -66,21 +66,6 @@ class WalkGraph(NamedTuple):
 def graph_bytes(n_pairs: int, n_items: int, n_users: int) -> int:
     """Bytes of the graph's arrays, in memory or in files."""
     return _BYTES_A_PAIR * n_pairs + _BYTES_AN_ITEM * n_items + _BYTES_A_USER * n_users
-
-
-def pairs_within(memory: int, n_pairs: int, n_items: int, n_users: int) -> int:
-    """Pairs of the largest part of the graph that takes `memory` bytes; for `walk_blocks.user_blocks`.
-
-    Raises:
-        CapacityError: the items alone take more.
-    """
-    room = memory - _BYTES_AN_ITEM * n_items
-    if room <= 0:
-        raise CapacityError(
-            f"a block of the walk graph takes {_BYTES_AN_ITEM * n_items:,} bytes for {n_items:,} items alone, "
-            f"may take {memory:,}: use workers with more memory, or clean.min_item_users"
-        )
-    return max(1, int(room / (_BYTES_A_PAIR + _BYTES_A_USER * n_users / max(n_pairs, 1))))
 
 
 def plan(n_pairs: int, n_items: int) -> int:

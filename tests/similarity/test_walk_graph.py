@@ -16,7 +16,6 @@ from m3rec_spark.similarity.walk_graph import (
     graph_bytes,
     item_weights,
     open_graph,
-    pairs_within,
     plan,
     save_graph,
 )
@@ -125,12 +124,3 @@ def test_plan_refuses() -> None:
     assert plan(1000, 10) == 16 * 1000 + 48 * 10
     with pytest.raises(CapacityError, match="walk graph of 1,000,000,000,000,000 pairs"):
         plan(10**15, 10)
-
-
-def test_pairs_within_by_hand() -> None:
-    """10 items take 400 bytes, a pair 16 and its share of a user, one of 8 bytes to 4 pairs, 2 more."""
-    assert pairs_within(400 + 18 * 25, n_pairs=100, n_items=10, n_users=25) == 25
-    assert pairs_within(401, n_pairs=100, n_items=10, n_users=25) == 1
-    assert graph_bytes(25, 10, 25 // 4) <= 400 + 18 * 25
-    with pytest.raises(CapacityError, match="400 bytes for 10 items alone"):
-        pairs_within(400, n_pairs=100, n_items=10, n_users=25)
