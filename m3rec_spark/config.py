@@ -131,9 +131,9 @@ class Walks(Section):
     """Whether a step may stay on its item (the diagonal of A)."""
     engine: Literal["auto", "broadcast", "partitioned"] = "auto"
     """broadcast: every worker maps the whole of X; partitioned: one exchange a step. The same walks."""
-    return_p: PositiveFloat = 1.0
+    return_p: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     """node2vec's p: a step back to the previous item weighs 1/p (engine broadcast)."""
-    inout_q: PositiveFloat = 1.0
+    inout_q: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     """node2vec's q: a step to an item that does not co-occur with the previous one weighs 1/q (engine broadcast)."""
     seed: NonNegativeInt = 42
 
@@ -325,4 +325,6 @@ def _explain(problem: Any) -> str:
         known = list(section.model_fields)
         hint = did_you_mean(location[-1], known) or f" Known here: {', '.join(known)}."
         return f"{key}: unknown key.{hint}"
+    if location[-1] == "[key]":  # no, on, 1: YAML takes them for truth values and numbers
+        return f"{'.'.join(location[:-2])}: the key {problem['input']!r} is not text: write it in quotes"
     return f"{key}: {problem['msg']}, got {problem['input']!r}"

@@ -102,6 +102,10 @@ class Workspace:
             raise CorruptTableError(f"table '{name}' in {self.root} is damaged ({damage}): {_rerun(name, force=True)}")
         return self.root / name / manifest.version
 
+    def facts(self, name: str) -> dict[str, Any]:
+        """What the stage said of a published table's content, for its report."""
+        return self._published(name).extra
+
     def read(self, spark: SparkSession, name: str) -> DataFrame:
         """A published table as a DataFrame with exactly the columns of its schema."""
         schema = _schema(name)
@@ -114,7 +118,10 @@ class Workspace:
 
     @contextlib.contextmanager
     def publishing(self, name: str, key: str, rows: int = 0, extra: Mapping[str, Any] | None = None) -> Iterator[Path]:
-        """Gives a new folder to fill; publishes it when the block ends well, removes it when it does not."""
+        """Gives a new folder to fill; publishes it when the block ends well, removes it when it does not.
+
+        extra: what the manifest says of the content; it may be filled until the block ends.
+        """
         if name not in TABLES:
             raise ValueError(f"'{name}' is not a table of schema.TABLES")
         version = f"v-{uuid.uuid4().hex[:12]}"
@@ -125,7 +132,7 @@ class Workspace:
             if TABLES[name].schema is not None:
                 rows = _parquet_rows(folder)
             files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if _is_data(f)}
-            manifest = Manifest(name, version, key, rows, files, extra=dict(extra or {}))
+            manifest = Manifest(name, version, key, rows, files, extra=dict(extra or {}))  # as it is by now
             write_atomically(self.root / name / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
         except BaseException:
             current = self.root / name / MANIFEST
@@ -186,13 +193,17 @@ class Workspace:
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
 
+    def clear_resumable(self, purpose: str) -> None:
+        """Removes work that no run will go on with."""
+        shutil.rmtree(self.root / "_resumable" / purpose, ignore_errors=True)
+
     def clear_scratch(self) -> None:
         """Removes what a killed run left in `_scratch`; for the start of a run, as one at a time writes."""
         shutil.rmtree(self.root / "_scratch", ignore_errors=True)
 
     def _published(self, name: str) -> Manifest:
         manifest = self.manifest(name)
-        assert manifest is not None  # publishing() just wrote it
+        assert manifest is not None  # it was published just now, or found fresh
         return manifest
 
     def _damage(self, manifest: Manifest) -> str:

@@ -18,7 +18,6 @@ Notation: s_m = |S_m|; o = |O|; o_m items of O that market m sells: only those c
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 from scipy import sparse
 from scipy.linalg import blas
-from threadpoolctl import threadpool_limits
 
 from m3rec_spark.compiled import compiled
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
@@ -38,7 +36,7 @@ from m3rec_spark.schema import DataError, UsageError
 from m3rec_spark.similarity import ease
 from m3rec_spark.similarity.dense import Matrix, mirror, product
 from m3rec_spark.similarity.market_blocks import SHARED, EliminatedWeights, Store, split_items
-from m3rec_spark.similarity.tasks import forget_zip_importers
+from m3rec_spark.similarity.tasks import forget_zip_importers, one_task_blas
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +52,18 @@ class Cost:
     by_users: bool
 
 
-def market_cost(own: int, sold: int, shared: int, users: int) -> Cost:
-    """The cost of a market with s_m, o_m, o; users: 0 where step 1 must not start from them."""
+def market_cost(own: int, sold: int, shared: int, users: int, task_bytes: int | None = None) -> Cost:
+    """The cost of a market with s_m, o_m, o; by its users where that is cheaper and fits.
+
+    users: 0 where step 1 must not start from them. task_bytes: what a task may take; None: there is no limit.
+    """
     by_items = own**3 + 2 * own**2 * sold + own * sold**2
     by_users = users**3 + _USER_FLOPS * users * (users + own + sold)
-    cheaper = users > 0 and by_users < by_items
+    held, step_3 = own * (own + sold) + sold**2, 2 * own * sold * shared
     of_users = (own + sold) ** 2 + users * (users + 2 * (own + sold))
-    held = own * (own + sold) + sold**2 + (of_users if cheaper else 0)
-    step_3 = 2 * own * sold * shared
+    fits = task_bytes is None or 8 * (held + of_users) <= task_bytes
+    cheaper = users > 0 and by_users < by_items and fits
+    held += of_users if cheaper else 0
     return Cost((by_users if cheaper else by_items) + step_3, 8 * max(held, shared * (own + sold)), cheaper)
 
 
@@ -73,6 +75,7 @@ def eliminate(
     lambda_f: float,
     weights: NDArray[np.float64],
     whole_histories: bool = True,
+    task_bytes: int | None = None,
 ) -> EliminatedWeights:
     """B of eq. 4 from the Gram.
 
@@ -85,6 +88,7 @@ def eliminate(
         weights: (M,) w_m of A = sum_m w_m A_m.
         whole_histories: whether the Gram counts all that the arrays hold (no gram.max_history), so that a market can
             be solved from its users.
+        task_bytes: what a task may take; None: there is no limit.
 
     Raises:
         UsageError: lambda_f or a weight cannot be used.
@@ -93,7 +97,7 @@ def eliminate(
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise UsageError(f"the weights of the markets' Grams must be positive and finite, got {weights.tolist()}")
     store, arrays = Store(str(folder)), open_arrays(Path(arrays_folder))
-    costs = _lay_out(store, arrays, whole_histories)
+    costs = _lay_out(store, arrays, whole_histories, task_bytes)
     log.info("EASE by market: %d of them from their users", sum(cost.by_users for cost in costs))
     order = sorted(range(arrays.n_markets), key=lambda market: -costs[market].flops)  # the longest tasks first
     elimination = _Elimination(store, str(gram_folder), str(arrays_folder), lambda_f, weights, tuple(costs))
@@ -104,7 +108,7 @@ def eliminate(
     return EliminatedWeights(store, arrays.n_items)
 
 
-def _lay_out(store: Store, arrays: MarketArrays, whole_histories: bool) -> list[Cost]:
+def _lay_out(store: Store, arrays: MarketArrays, whole_histories: bool, task_bytes: int | None) -> list[Cost]:
     """Saves who owns the items and what the markets sell; gives the markets' costs."""
     split, costs = split_items(arrays), []
     store.save_split(split)
@@ -114,7 +118,8 @@ def _lay_out(store: Store, arrays: MarketArrays, whole_histories: bool) -> list[
         sold = split.place[items[split.owner[items] == SHARED]]
         store.save_of_market(market, "sold", sold.astype(np.int64))
         users = int(np.diff(arrays.user_offsets[market : market + 2])[0]) if whole_histories else 0
-        costs.append(market_cost(len(split.items(market)), len(sold), len(split.items(SHARED)), users))
+        sizes = len(split.items(market)), len(sold), len(split.items(SHARED))
+        costs.append(market_cost(*sizes, users, task_bytes))
     return costs
 
 
@@ -122,11 +127,10 @@ def _in_tasks(spark: SparkSession, markets: Sequence[int], kernel: Callable[[int
     """Runs a kernel on every market, a task each, in their order. A DataError comes back as one."""
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        threads = int(os.environ.get("OMP_NUM_THREADS", "1"))  # spark.task.cpus, whatever else the environment says
         for batch in batches:
             for index in batch["id"].to_pylist():
                 try:
-                    with threadpool_limits(threads):
+                    with one_task_blas():
                         kernel(markets[index])
                 except DataError as error:
                     yield pa.RecordBatch.from_pydict({"problem": [f"market {markets[index]}: {error}"]})

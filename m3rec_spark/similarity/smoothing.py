@@ -19,6 +19,8 @@ from torch import Tensor
 
 from m3rec_spark.similarity.skipgram_loss import Pair, sums
 
+_WIDTH = 64  # columns of a product at once on a CPU
+
 
 @dataclass(frozen=True)
 class Csr:
@@ -36,7 +38,12 @@ class Csr:
         return cls(*(torch.from_numpy(part).to(device) for part in parts))
 
     def __matmul__(self, dense: Tensor) -> Tensor:
-        return sums(dense, self.columns, self.starts, self.data.to(dense.dtype))
+        data = self.data.to(dense.dtype)
+        if dense.device.type != "cpu":
+            return sums(dense, self.columns, self.starts, data)
+        # a row of `dense` is fetched once for each entry: narrow copies of it stay in a core's cache
+        parts = [sums(part.contiguous(), self.columns, self.starts, data) for part in torch.split(dense, _WIDTH, 1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def rows(self, wanted: Tensor) -> Csr:
         """The wanted rows (k,), in their order."""

@@ -11,7 +11,7 @@ The rates are fixed numbers, not measured ones, so that the same machine always 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ DISK_BYTES = 1e9  # a second and core, page cache
 JOB_SECONDS = 0.3
 START_SECONDS = 3.0  # of a solver on Spark: workers, files
 _BLOCK = 512  # rows of B published at once
+_PUBLISHED = 4  # bytes of an entry of B within a market, the table ease
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Catalogue:
     shared_sold: tuple[int, ...]
     """Shared items that market m sells: o_m."""
     users: tuple[int, ...]
+    """From which a market may be solved; 0 where it may not, as the Gram leaves some of their items out."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Machine:
     """What a task may take."""
     cuda_bytes: int | None = None
     """Free memory of the GPU; None: there is none."""
+    disk_bytes: int | None = None
+    """Free on the workspace's disk; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Estimate:
     obstacle: str = ""
 
 
-def catalogue(arrays: MarketArrays) -> Catalogue:
-    """The sizes of the markets' own and shared items."""
+def catalogue(arrays: MarketArrays, whole_histories: bool = True) -> Catalogue:
+    """The sizes of the markets' own and shared items. whole_histories: the Gram counts all of them."""
     bought = np.asarray(arrays.slot_counts) > 0
     in_markets = np.bincount(arrays.slot_items[bought], minlength=arrays.n_items)
     markets = [arrays.slot_items[s][bought[s]] for s in map(arrays.market_slots, range(arrays.n_markets))]
@@ -82,7 +86,7 @@ def catalogue(arrays: MarketArrays) -> Catalogue:
         shared=int((in_markets > 1).sum()),
         own=tuple(int((in_markets[items] == 1).sum()) for items in markets),
         shared_sold=tuple(int((in_markets[items] > 1).sum()) for items in markets),
-        users=tuple(int(count) for count in np.diff(arrays.user_offsets)),
+        users=tuple(int(count) if whole_histories else 0 for count in np.diff(arrays.user_offsets)),
     )
 
 
@@ -99,13 +103,14 @@ def estimate_all(
         gram_cells: non-zero cells in the upper halves of the markets' Grams; an upper bound before they are counted.
         itemsize: bytes of a number on the driver and on CUDA, 8 or 4.
     """
-    return [
+    found = [
         _driver(goods, machine, itemsize),
         _cuda(goods, machine, itemsize),
         _markets(goods, machine),
         _sweep(goods, machine, tile),
         _neighbourhood(goods, machine, neighbours, gram_cells),
     ]
+    return [_on_disk(one, machine) for one in found]
 
 
 def choose(estimates: Iterable[Estimate], wish: str) -> Estimate:
@@ -120,24 +125,37 @@ def choose(estimates: Iterable[Estimate], wish: str) -> Estimate:
         if known[wish].obstacle.startswith("no GPU"):
             raise UsageError("ease.solver=cuda, but torch sees no GPU: set ease.solver=auto, or install a CUDA build")
         if known[wish].obstacle:
-            raise CapacityError(f"EASE by ease.solver={wish}: {known[wish].obstacle}; {_WAYS_OUT}")
+            raise CapacityError(
+                f"EASE by ease.solver={wish} {known[wish].obstacle}: {_WAY_OUT[wish]}, {_WAYS_OUT}\n"
+                f"{table(known.values())}"
+            )
         return known[wish]
     exact = [estimate for estimate in known.values() if estimate.solver != "neighbourhood"]
     fitting = [estimate for estimate in exact if not estimate.obstacle]
     if not fitting:
         obstacles = "; ".join(f"{estimate.solver}: {estimate.obstacle}" for estimate in exact)
-        raise CapacityError(f"no exact solver of EASE fits ({obstacles}); {_WAYS_OUT}")
+        raise CapacityError(
+            f"no exact solver of EASE fits ({obstacles}): {_WAYS_OUT}, or set ease.solver=neighbourhood "
+            f"(approximate)\n{table(known.values())}"
+        )
     return min(fitting, key=lambda estimate: estimate.seconds)
 
 
+_WAY_OUT = {
+    "driver": "set ease.solver=auto, or ease.precision=float32 (half the memory)",
+    "cuda": "set ease.solver=auto, or ease.precision=float32 (half the memory)",
+    "markets": "set ease.solver=auto, or give tasks more memory (spark.executor.pyspark.memory, fewer at once)",
+    "sweep": "lower ease.tile, or give tasks more memory (spark.executor.pyspark.memory, fewer at once)",
+    "neighbourhood": "lower ease.neighbours",
+}
 _WAYS_OUT = (
-    "raise clean.min_item_users to drop rare items, take a larger machine, raise ease.memory_gb if more is free than "
-    "it seems, or set ease.solver=neighbourhood (approximate)"
+    "raise clean.min_item_users to drop rare items, take a larger machine or disk, raise ease.memory_gb if more is "
+    "free than it seems"
 )
 
 
-def table(estimates: Iterable[Estimate], chosen: Estimate) -> str:
-    """The plan as text, a line a solver."""
+def table(estimates: Iterable[Estimate], chosen: Estimate | None = None) -> str:
+    """The plan as text, a line a solver. chosen: None before the choice."""
     lines = [f"{'solver':<14}{'flops':>9}{'about s':>9}{'driver GB':>11}{'task GB':>9}{'disk GB':>9}"]
     for one in estimates:
         sizes = "".join(
@@ -153,7 +171,7 @@ def _driver(goods: Catalogue, machine: Machine, itemsize: int) -> Estimate:
     n = goods.n_items
     needed = itemsize * n**2 + 4 * itemsize * _BLOCK * n
     rate = CORE_FLOPS * machine.driver_cores * INVERSE_SHARE * (8 / itemsize)
-    return Estimate("driver", n**3, n**3 / rate, needed, 0, 0, _lacks(machine, driver=needed))
+    return Estimate("driver", n**3, n**3 / rate, needed, 0, _published(goods), _lacks(machine, driver=needed))
 
 
 def _cuda(goods: Catalogue, machine: Machine, itemsize: int) -> Estimate:
@@ -163,18 +181,18 @@ def _cuda(goods: Catalogue, machine: Machine, itemsize: int) -> Estimate:
     if machine.cuda_bytes is not None:
         short = f"needs {on_gpu:,} bytes of GPU memory, {machine.cuda_bytes:,} are free"
         obstacle = short if on_gpu > machine.cuda_bytes else _lacks(machine, driver=needed)
-    return Estimate("cuda", n**3, n**3 / (CUDA_FLOPS * 8 / itemsize) + 1, needed, 0, 0, obstacle)
+    return Estimate("cuda", n**3, n**3 / (CUDA_FLOPS * 8 / itemsize) + 1, needed, 0, _published(goods), obstacle)
 
 
 def _markets(goods: Catalogue, machine: Machine) -> Estimate:
     o, rows = goods.shared, 8 * 3 * _BLOCK * goods.n_items
     sizes = list(zip(goods.own, goods.shared_sold, goods.users, strict=True))
-    costs = [market_cost(s, o_m, o, users) for s, o_m, users in sizes]
+    costs = [market_cost(s, o_m, o, users, machine.task_bytes) for s, o_m, users in sizes]
     tasks, cross = [cost.flops for cost in costs], 2 * o * sum(goods.own) ** 2
     spread = max(max(tasks), sum(tasks) / machine.cores) + cross / machine.cores
     seconds = START_SECONDS + spread / CORE_FLOPS + o**3 / (CORE_FLOPS * machine.driver_cores * INVERSE_SHARE)
     driver, task = 8 * 2 * o**2, max(rows, *(cost.task_bytes for cost in costs))
-    disk = 8 * sum(s**2 + s * (o + o_m) + o_m**2 for s, o_m, _ in sizes) + 8 * o**2
+    disk = 8 * sum(s**2 + s * (o + o_m) + o_m**2 for s, o_m, _ in sizes) + 8 * o**2 + _published(goods)
     obstacle = _lacks(machine, driver=driver, task=task)
     return Estimate("markets", sum(tasks) + o**3 + cross, seconds, driver, task, disk, obstacle)
 
@@ -182,8 +200,9 @@ def _markets(goods: Catalogue, machine: Machine) -> Estimate:
 def _sweep(goods: Catalogue, machine: Machine, tile: int) -> Estimate:
     n = goods.n_items
     steps = -(-n // tile)
+    tile = -(-n // steps)  # all of one size
     flops = n**3 * (1 + tile / n)
-    disk, moved = 8 * n**2, 8 * n**2 * steps
+    disk, moved = 8 * n**2 + _published(goods), 8 * n**2 * steps  # two generations of lower tiles
     seconds = START_SECONDS + flops / (CORE_FLOPS * machine.cores) + moved / (DISK_BYTES * machine.cores)
     task = max(6 * 8 * tile**2, 8 * 3 * _BLOCK * n)
     seconds += steps * JOB_SECONDS
@@ -197,6 +216,17 @@ def _neighbourhood(goods: Catalogue, machine: Machine, neighbours: int, gram_cel
     return Estimate(
         "neighbourhood", cost.flops, seconds, cost.driver_bytes, cost.task_bytes, cost.file_bytes, obstacle
     )  # fmt: skip
+
+
+def _published(goods: Catalogue) -> int:
+    return _PUBLISHED * sum((own + sold) ** 2 for own, sold in zip(goods.own, goods.shared_sold, strict=True))
+
+
+def _on_disk(one: Estimate, machine: Machine) -> Estimate:
+    if machine.disk_bytes is None or one.disk_bytes <= machine.disk_bytes:
+        return one
+    short = f"needs {one.disk_bytes:,} bytes on the workspace's disk, where {machine.disk_bytes:,} are free"
+    return replace(one, obstacle=f"{one.obstacle} and {short}" if one.obstacle else short)
 
 
 def _lacks(machine: Machine, driver: int = 0, task: int = 0) -> str:

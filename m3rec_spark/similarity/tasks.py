@@ -6,12 +6,23 @@ zip file anew for each package imported from it: for pyspark.zip that is 0.1 to 
 
 from __future__ import annotations
 
+import os
 import sys
 import zipimport
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import SparkSession
+from threadpoolctl import threadpool_limits
+
+
+def one_task_blas() -> Any:
+    """A block in which BLAS has a thread for each of the task's cores, whatever OPENBLAS_NUM_THREADS says.
+
+    Tasks run beside each other: with more threads they would only wait for one another.
+    """
+    return threadpool_limits(int(os.environ.get("OMP_NUM_THREADS", "1")))  # Spark sets it to spark.task.cpus
 
 
 def run_tasks(spark: SparkSession, tasks: int, work: Callable[[int], list[int]]) -> list[list[int]]:
@@ -20,7 +31,9 @@ def run_tasks(spark: SparkSession, tasks: int, work: Callable[[int], list[int]])
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for task in batch["id"].to_pylist():
-                columns = [pa.array([task], pa.int64()), pa.array([work(task)], pa.list_(pa.int64()))]
+                with one_task_blas():
+                    result = work(task)
+                columns = [pa.array([task], pa.int64()), pa.array([result], pa.list_(pa.int64()))]
                 yield pa.RecordBatch.from_arrays(columns, ["task", "result"])
         forget_zip_importers()
 

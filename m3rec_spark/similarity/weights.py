@@ -22,6 +22,7 @@ from scipy import sparse
 from m3rec_spark.paths import replacing
 from m3rec_spark.schema import SIMILARITY
 from m3rec_spark.similarity.b_glob import filter_rows, normalise_rows, similarity_batch
+from m3rec_spark.similarity.tasks import forget_zip_importers, one_task_blas
 
 MarketRows = Callable[[NDArray[np.int64]], Any]  # local rows, ascending -> (rows, items of the market), dense or CSR
 
@@ -109,7 +110,10 @@ def similarity_on_spark(spark: SparkSession, weights: Weights, outputs: Outputs)
     def publish(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for first in batch["id"].to_pylist():
-                yield similarity_batch(publish_rows(weights, first, outputs), first)
+                with one_task_blas():
+                    rows = publish_rows(weights, first, outputs)
+                yield similarity_batch(rows, first)
+        forget_zip_importers()
 
     return spark.range(0, weights.n_items, outputs.block, numPartitions=blocks).mapInArrow(publish, SIMILARITY)
 

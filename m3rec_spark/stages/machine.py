@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
+from pathlib import Path
 
-import psutil
+import joblib
 import torch
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
@@ -16,12 +17,13 @@ from m3rec_spark.similarity.solvers import Machine
 _UNITS = {"": 2**20, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}  # Spark reads a bare number as MiB
 
 
-def describe_machine(spark: SparkSession, memory_gb: float | None) -> Machine:
+def describe_machine(spark: SparkSession, memory_gb: float | None, workspace: Path) -> Machine:
     """The session's machine or cluster.
 
     Args:
         spark: the session.
         memory_gb: what a solver may take on this machine (10^9 bytes); None: SAFE_SHARE of what is free.
+        workspace: the folder whose disk takes the files.
     """
     allowance = int(SAFE_SHARE * free_bytes()) if memory_gb is None else int(memory_gb * 1e9)
     cores = task_slots(spark)
@@ -29,10 +31,11 @@ def describe_machine(spark: SparkSession, memory_gb: float | None) -> Machine:
     on_this_machine = re.match(r"local(\[|$|-cluster)", master) is not None
     return Machine(
         cores=cores,
-        driver_cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        driver_cores=joblib.cpu_count(only_physical_cores=True),  # of this process: its affinity, its container's quota
         driver_bytes=allowance,
         task_bytes=allowance // cores if on_this_machine else _executor_bytes(spark),
         cuda_bytes=torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None,
+        disk_bytes=shutil.disk_usage(workspace).free,
     )
 
 

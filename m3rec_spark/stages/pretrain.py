@@ -21,7 +21,7 @@ from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
 from m3rec_spark.evaluation.validation import validation_sample
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.schema import DataError
-from m3rec_spark.similarity import b_glob, entries, gram, skipgram, walks
+from m3rec_spark.similarity import entries, gram, skipgram, walks
 from m3rec_spark.similarity.probe import Probe, held_out_pairs
 from m3rec_spark.similarity.solvers import Machine
 from m3rec_spark.stages import solve, walk
@@ -46,8 +46,10 @@ def run(context: Context) -> None:
     """
     arrays = _arrays(context)
     report: Report = {"items": arrays.n_items, "pairs": len(arrays.slots), "seconds": {}}
-    machine = describe_machine(context.spark(), context.config.ease.memory_gb)
+    machine = _machine(context)
     solver = _plan(context, arrays, machine, report)
+    for line in report["plan"].splitlines():
+        log.info("%s", line)
     with _timed("gram", report):
         _publish_gram(context, arrays, report)
     with _timed("ease", report):  # its memory is given back when the step ends
@@ -69,9 +71,13 @@ def plan(context: Context) -> str:
     """
     arrays = _arrays(context)
     report: Report = {}
-    _plan(context, arrays, describe_machine(context.spark(), context.config.ease.memory_gb), report)
+    _plan(context, arrays, _machine(context), report)
     others = ", ".join(f"{step} {size / 1e9:.2f} GB" for step, size in report["bytes"].items())
     return f"{report['plan']}\nmemory on the driver, one after another: {others}"
+
+
+def _machine(context: Context) -> Machine:
+    return describe_machine(context.spark(), context.config.ease.memory_gb, context.workspace.root)
 
 
 def _arrays(context: Context) -> MarketArrays:
@@ -93,8 +99,6 @@ def _plan(context: Context, arrays: MarketArrays, machine: Machine, report: Repo
             n, n * steps.per_item, steps.length, settings.dimension, settings.shared, settings.batch_walks
         ),
     }
-    for line in report["plan"].splitlines():
-        log.info("%s", line)
     return chosen.solver
 
 
@@ -103,33 +107,47 @@ def _publish_gram(context: Context, arrays: MarketArrays, report: Report) -> Non
     settings, workspace = context.config.gram, context.workspace
     if context.is_fresh("gram"):
         log.info("Gram: kept from the run before")
-        return
-    with workspace.scratch("gram") as scratch, workspace.publishing("gram", context.key) as folder:
+    else:
+        _make_gram(context, arrays)
+    facts = workspace.facts("gram")
+    if "capped" in facts:
+        log.warning(
+            "Gram: approximate, gram.max_history=%d left out %d pairs of %d users",
+            settings.max_history, facts["capped"]["pairs"], facts["capped"]["users"],
+        )  # fmt: skip
+    report |= facts
+    log.info("Gram: %d cells in the upper halves of all markets", facts["gram_cells"])
+
+
+def _make_gram(context: Context, arrays: MarketArrays) -> None:
+    settings, workspace = context.config.gram, context.workspace
+    facts: Report = {}
+    with (
+        workspace.scratch("gram") as scratch,
+        workspace.publishing("gram", context.key, extra=facts) as folder,
+    ):
         source = workspace.folder("arrays")
         if settings.max_history is not None:
             source = scratch / "capped"
             source.mkdir()
             arrays, capped = gram.cap_histories(arrays, settings.max_history, context.config.walks.seed)
             save_arrays(arrays, source)
-            report["capped"] = {"users": capped.users, "pairs": capped.pairs}
-            log.warning(
-                "Gram: approximate, gram.max_history=%d left out %d pairs of %d users",
-                settings.max_history, capped.pairs, capped.users,
-            )  # fmt: skip
+            facts["capped"] = {"users": capped.users, "pairs": capped.pairs}
         entries.save_entries(entries.transpose(arrays.indptr, arrays.slots, len(arrays.slot_items)), scratch)
         found = gram.write_gram(context.spark(), source, scratch, folder, settings.pairs_per_task)
-    report["gram_cells"] = found.cells
-    log.info("Gram: %d cells in the upper halves of all markets", found.cells)
+        facts["gram_cells"] = found.cells
 
 
 def _similarity(
     context: Context, arrays: MarketArrays, machine: Machine, solver: str, report: Report
 ) -> sparse.csr_matrix:
     """B-Glob, and with it the table ease."""
-    if not context.is_fresh("ease", "similarity"):
-        return solve.publish_similarity(context, arrays, machine, solver, report)
-    log.info("EASE: kept from the run before")
-    return b_glob.similarity_matrix(context.workspace.read_arrow("similarity"), arrays.n_items)
+    if context.is_fresh("ease", "similarity"):
+        log.info("EASE: kept from the run before")
+    else:
+        solve.publish_similarity(context, arrays, machine, solver)
+    context.workspace.clear_resumable("sweep")  # also what a run by another solver left there
+    return solve.read_similarity(context, arrays.n_items, report)
 
 
 def _publish_item_vectors(

@@ -19,12 +19,12 @@ from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.schema import UsageError, did_you_mean
 from m3rec_spark.similarity import b_glob, ease, gram, markets, neighbourhood, solvers, sweep, symmetric
 from m3rec_spark.similarity import weights as by_rows
-from m3rec_spark.similarity.certificate import certificate, certificate_columns
+from m3rec_spark.similarity.certificate import Proof, certificate, certificate_columns
 from m3rec_spark.stages.context import Context
 
 log = logging.getLogger(__name__)
 
-_TOLERANCE = {"float64": 1e-9, "float32": 1e-3}  # of the certificate, relative to the largest count
+_TOLERANCE = {"float64": 1e-9, "float32": 1e-3}  # of the residual, relative to the largest count
 _CELLS = ["market", "item_a", "item_b", "count"]
 Report = dict[str, Any]
 
@@ -54,7 +54,7 @@ def plan(context: Context, arrays: MarketArrays, machine: solvers.Machine) -> tu
         CapacityError: none fits, or not the one wished for.
     """
     settings = context.config.ease
-    goods = solvers.catalogue(arrays)
+    goods = solvers.catalogue(arrays, context.config.gram.max_history is None)
     lengths = np.diff(arrays.indptr)
     cells = min(int((lengths * (lengths + 1) // 2).sum()), goods.n_items * (goods.n_items + 1) // 2 * arrays.n_markets)
     itemsize = np.dtype(settings.precision).itemsize
@@ -67,26 +67,30 @@ def plan(context: Context, arrays: MarketArrays, machine: solvers.Machine) -> tu
     return chosen, f"{head}\n{solvers.table(estimates, chosen)}"
 
 
-def publish_similarity(
-    context: Context, arrays: MarketArrays, machine: solvers.Machine, solver: str, report: Report
-) -> sparse.csr_matrix:
-    """The tables ease and similarity; gives B-Glob."""
+def publish_similarity(context: Context, arrays: MarketArrays, machine: solvers.Machine, solver: str) -> None:
+    """The tables ease and similarity."""
     workspace, settings = context.workspace, context.config.ease
     own = by_rows.MarketItems(np.asarray(arrays.slot_items), np.asarray(arrays.slot_offsets))
-    header: Report = {"solver": solver, "lambda_f": settings.lambda_f, "n_items": arrays.n_items}
-    with workspace.publishing("ease", context.key) as folder, workspace.scratch("ease") as scratch:
+    facts: Report = {"solver": solver}
+    with workspace.publishing("ease", context.key, extra=facts) as folder, workspace.scratch("ease") as scratch:
         if solver == "neighbourhood":
-            _approximate(context, arrays, own, folder, scratch, report)
+            facts["neighbourhood"] = _approximate(context, arrays, own, folder, scratch)
         else:
-            report["certificate"] = _exact(context, arrays, machine, solver, own, folder, scratch)
-        header["certificate"] = report.get("certificate")
+            proof = _exact(context, arrays, machine, solver, own, folder, scratch)
+            facts |= {"certificate": proof.residual, "weights_error": proof.error}
+        header = {"lambda_f": settings.lambda_f, "n_items": arrays.n_items, "certificate": None, **facts}
         (folder / "ease.json").write_text(json.dumps(header), encoding="utf-8")
-    similarity = b_glob.similarity_matrix(workspace.read_arrow("similarity"), arrays.n_items)
+
+
+def read_similarity(context: Context, n_items: int, report: Report) -> sparse.csr_matrix:
+    """B-Glob; the report gets what the tables say, whichever run made them."""
+    facts = context.workspace.facts("ease")
+    similarity = b_glob.similarity_matrix(context.workspace.read_arrow("similarity"), n_items)
     empty = int((np.diff(similarity.indptr) == 0).sum())
-    report |= {"solver": solver, "similarity_entries": similarity.nnz, "similarity_empty_rows": empty}
+    report |= facts | {"similarity_entries": similarity.nnz, "similarity_empty_rows": empty}
     log.info(
-        "EASE by %s: certificate %s; B-Glob keeps %d entries >= %g, %d items have none",
-        solver, _told(header["certificate"]), similarity.nnz, settings.epsilon, empty,
+        "EASE by %s: %s; B-Glob keeps %d entries >= %g, %d items have none",
+        facts["solver"], _told(facts), similarity.nnz, context.config.ease.epsilon, empty,
     )  # fmt: skip
     return similarity
 
@@ -99,13 +103,13 @@ def _exact(
     own: by_rows.MarketItems,
     folder: Path,
     scratch: Path,
-) -> float:
-    """Solves, publishes block by block, proves; gives the certificate."""
+) -> Proof:
+    """Solves, publishes block by block, proves."""
     workspace, settings = context.workspace, context.config.ease
-    proof = scratch / "proof"
-    proof.mkdir()
+    solution = scratch / "proof"
+    solution.mkdir()
     columns = certificate_columns(arrays.n_items)
-    outputs = by_rows.Outputs(own, settings.epsilon, folder, columns, proof)
+    outputs = by_rows.Outputs(own, settings.epsilon, folder, columns, solution)
     with _solved(context, arrays, machine, solver, scratch) as weights:
         if isinstance(weights, by_rows.DenseWeights):
             workspace.write_arrow(by_rows.similarity_on_driver(weights, outputs), "similarity", context.key)
@@ -114,8 +118,10 @@ def _exact(
             workspace.write(frame, "similarity", context.key)
     cells = ds.dataset(workspace.folder("gram"), format="parquet").to_batches(columns=_CELLS)
     tolerance = _TOLERANCE[settings.precision if solver in ("driver", "cuda") else "float64"]
-    solution = by_rows.solution_columns(proof)
-    return certificate(cells, solution, columns, settings.lambda_f, market_weights(context), tolerance)
+    return certificate(
+        cells, by_rows.solution_columns(solution), columns, settings.lambda_f, market_weights(context), tolerance,
+        threads=machine.driver_cores,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -133,7 +139,9 @@ def _solved(
     elif solver == "markets":
         place = workspace.folder("arrays")
         whole = context.config.gram.max_history is None
-        yield markets.eliminate(context.spark(), folder, place, scratch, settings.lambda_f, weights, whole)
+        yield markets.eliminate(
+            context.spark(), folder, place, scratch, settings.lambda_f, weights, whole, machine.task_bytes
+        )
     else:
         with workspace.resumable("sweep", context.key) as tiles:
             yield sweep.sweep(
@@ -142,9 +150,9 @@ def _solved(
 
 
 def _approximate(
-    context: Context, arrays: MarketArrays, own: by_rows.MarketItems, folder: Path, scratch: Path, report: Report
-) -> None:
-    """The neighbourhood's B, sparse on the driver."""
+    context: Context, arrays: MarketArrays, own: by_rows.MarketItems, folder: Path, scratch: Path
+) -> Report:
+    """The neighbourhood's B, sparse on the driver; gives what it left out."""
     workspace, settings = context.workspace, context.config.ease
     places = scratch / "symmetric", scratch / "columns"
     for place in places:
@@ -153,11 +161,11 @@ def _approximate(
     found = neighbourhood.solve_neighbourhoods(
         context.spark(), places[0], places[1], settings.lambda_f, settings.neighbours
     )
-    report["neighbourhood"] = {"fewer": found.fewer, "none": found.none, "entries": found.entries}
     weights = neighbourhood.read_weights(places[1])
     by_rows.publish_sparse(weights, own, folder)
     rows = b_glob.normalise_rows(b_glob.filter_sparse(weights, settings.epsilon))
     workspace.write_arrow(_batches(rows), "similarity", context.key)
+    return {"fewer": found.fewer, "none": found.none, "entries": found.entries}
 
 
 def _batches(rows: sparse.csr_matrix, block: int = 4096) -> Iterator[pa.RecordBatch]:
@@ -165,5 +173,7 @@ def _batches(rows: sparse.csr_matrix, block: int = 4096) -> Iterator[pa.RecordBa
         yield b_glob.similarity_batch(rows[first : first + block], first)
 
 
-def _told(value: float | None) -> str:
-    return "none, as it is approximate" if value is None else f"{value:.1e}"
+def _told(facts: Report) -> str:
+    if facts["solver"] == "neighbourhood":
+        return "approximate, without a certificate"
+    return f"certificate {facts['certificate']:.1e}, no entry of B is off by more than {facts['weights_error']:.1e}"

@@ -41,7 +41,9 @@ def test_tells_the_optimum_from_what_is_near(monkeypatch: pytest.MonkeyPatch, ev
     columns = certificate_columns(40)
     assert len(columns) == (40 if everything else 16)
     B = solved(grams, 3.0)
-    assert certificate(cells(grams), B[:, columns], columns, 3.0, W) < 1e-10
+    proof = certificate(cells(grams), B[:, columns], columns, 3.0, W)
+    assert proof.residual < 1e-10
+    assert proof.error < 1e-10
     wrong = B + 1e-5
     np.fill_diagonal(wrong, 0)
     A = np.tensordot(W, grams, 1)
@@ -55,9 +57,9 @@ def test_tolerance_is_relative_to_the_largest_entry() -> None:
     grams = two_markets(20)
     wrong = solved(grams, 3.0) + 1e-5
     np.fill_diagonal(wrong, 0)
-    found = certificate(cells(grams), wrong, np.arange(20), 3.0, W, tolerance=1.0)
+    found = certificate(cells(grams), wrong, np.arange(20), 3.0, W, tolerance=1.0, error_limit=1.0).residual
     largest = (W[:, None, None] * grams).max()
-    certificate(cells(grams), wrong, np.arange(20), 3.0, W, tolerance=1.001 * found / largest)
+    certificate(cells(grams), wrong, np.arange(20), 3.0, W, tolerance=1.001 * found / largest, error_limit=1.0)
     with pytest.raises(DataError):
         certificate(cells(grams), wrong, np.arange(20), 3.0, W, tolerance=0.999 * found / largest)
 
@@ -73,3 +75,48 @@ def test_leaves_the_solution_alone() -> None:
     before = B.copy()
     certificate(cells(grams), B, np.arange(5), 1.0, W)
     np.testing.assert_array_equal(B, before)
+
+
+def test_error_by_hand() -> None:
+    """A = [[2, 1], [1, 2]], lambda 1: B_12 = 1/3. With 0.4 there R_12 = 3 * 0.4 - 1 = 0.2, the error 1/15 < 0.2."""
+    gram = np.array([[[2.0, 1.0], [1.0, 2.0]]])
+    B = np.array([[0.0, 0.4], [1 / 3, 0.0]])
+    proof = certificate(cells(gram, 1), B, np.arange(2), 1.0, np.ones(1), tolerance=1.0, error_limit=1.0)
+    assert proof.residual == pytest.approx(0.2)
+    assert proof.error == pytest.approx(0.2)
+    with pytest.raises(DataError, match=r"entries of B may be off by 0\.2 .*, over 0\.19: .*raise ease\.lambda_f"):
+        certificate(cells(gram, 1), B, np.arange(2), 1.0, np.ones(1), tolerance=1.0, error_limit=0.19)
+
+
+@pytest.mark.parametrize("lambda_f", [1e-4, 1e-2, 1.0, 100.0])
+def test_the_error_is_a_bound(lambda_f: float) -> None:
+    """Single precision, and items that depend on each other: the smaller lambda, the further B is off."""
+    X = (np.random.default_rng(5).random((300, 40)) < 0.3).astype(float)
+    X[:, 10:20] *= 1 - X[:, :10]
+    X[:, 30:] = X[:, :10] + X[:, 10:20]
+    grams, w = (X.T @ X)[None], np.array([0.37])
+    A = w[0] * grams[0] + lambda_f * np.eye(40)
+    C = np.linalg.inv(A.astype(np.float32)).astype(float)
+    B, exact = -C / np.diag(C), -np.linalg.inv(A) / np.diag(np.linalg.inv(A))
+    np.fill_diagonal(B, 0)
+    np.fill_diagonal(exact, 0)
+    proof = certificate(cells(grams), B, np.arange(40), lambda_f, w, tolerance=1e9, error_limit=np.inf)
+    off = np.linalg.norm(B - exact, axis=0).max()
+    assert off <= proof.error * (1 + 1e-6) + 1e-9
+    if lambda_f == 1e-4:
+        assert off > 0.01
+        with pytest.raises(DataError, match="not at its optimum"):
+            certificate(cells(grams), B, np.arange(40), lambda_f, w, tolerance=1e9)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_the_columns(threads: int) -> None:
+    grams = two_markets(70)
+    B, columns = solved(grams, 2.0), np.arange(1, 70, 2)
+    B[3, 33] += 1e-6  # the last of the parts
+    proof = certificate(cells(grams), B[:, columns], columns, 2.0, W, tolerance=1.0, threads=threads)
+    A = np.tensordot(W, grams, 1)
+    residual = (A + 2.0 * np.eye(70)) @ B - A
+    np.fill_diagonal(residual, 0)
+    assert proof.residual == pytest.approx(np.abs(residual).max())
+    assert proof.error == pytest.approx(np.linalg.norm(residual[:, 33]) / 2.0)

@@ -132,7 +132,7 @@ def test_as_the_dense_inverse(
     assert not found[23].any()
     assert not found[:, 23].any()
     gram = pq.read_table(tmp_path / "gram")
-    assert certificate(gram.to_batches(), found, np.arange(24), LAMBDA, WEIGHTS, tolerance=1e-13) >= 0
+    assert certificate(gram.to_batches(), found, np.arange(24), LAMBDA, WEIGHTS, tolerance=1e-13).residual >= 0
 
 
 def test_blocks_of_b(spark: SparkSession, tmp_path: Path) -> None:
@@ -217,6 +217,8 @@ def test_cost_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(markets, "_USER_FLOPS", 4.0)
     held = 3 * 5 + 4 + 25 + 2 * (2 + 10)
     assert markets.market_cost(own=3, sold=2, shared=4, users=2) == markets.Cost(8 + 56 + 48, 8 * held, True)
+    fits = {size: markets.market_cost(3, 2, 4, 2, task_bytes=size).by_users for size in (8 * held - 1, 8 * held)}
+    assert fits == {8 * held - 1: False, 8 * held: True}
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -228,7 +230,7 @@ def test_an_ill_conditioned_gram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     weights = np.full(2, 1e8)
     found = eliminated(_Here(), shop, tmp_path, weights, whole).rows(0, 140)  # type: ignore[arg-type]
     gram = pq.read_table(tmp_path / "gram")
-    residual = certificate(gram.to_batches(), found, np.arange(140), LAMBDA, weights)
+    residual = certificate(gram.to_batches(), found, np.arange(140), LAMBDA, weights).residual
     assert residual < 1e-12 * 1e8 * gram["count"].to_numpy().max()
 
 

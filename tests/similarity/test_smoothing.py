@@ -52,6 +52,14 @@ def test_smoothing_equals_a_dense_product(similarity: sparse.csr_matrix) -> None
     torch.testing.assert_close(smooth.backward(V0), S.T @ V0, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("columns", [63, 64, 65, 200])
+def test_columns_are_multiplied_in_parts(similarity: sparse.csr_matrix, columns: int) -> None:
+    V0 = normal(N, columns)
+    torch.testing.assert_close(
+        Csr.of(similarity, CPU) @ V0, torch.from_numpy(similarity @ V0.numpy()), rtol=1e-12, atol=0
+    )
+
+
 @pytest.mark.parametrize("rows", [[0, 4, 5, 11], [4], [7], list(range(N))])
 def test_rows_only_equal_the_full_form(similarity: sparse.csr_matrix, rows: list[int]) -> None:
     """The same rows of V; and the same gradient, where the full form has 0 in the rows of V that are not asked for."""

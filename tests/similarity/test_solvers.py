@@ -72,8 +72,39 @@ def test_a_wish_is_held_or_refused() -> None:
     assert chosen(PAPER, LAPTOP, "neighbourhood") == "neighbourhood"
     with pytest.raises(UsageError, match=r"ease\.solver=cuda, but torch sees no GPU"):
         chosen(PAPER, LAPTOP, "cuda")
-    with pytest.raises(CapacityError, match=r"EASE by ease\.solver=driver: needs"):
+    with pytest.raises(
+        CapacityError, match=r"EASE by ease\.solver=driver needs .*: set ease\.solver=auto, or (.|\n)*flops"
+    ):
         chosen(PAPER, dataclasses.replace(LAPTOP, driver_bytes=1), "driver")
+
+
+def test_the_way_out_is_that_of_the_solver() -> None:
+    tiny = Machine(1, 1, 10**6, 10**6)
+    for wish, way in {"sweep": "lower ease.tile", "neighbourhood": "lower ease.neighbours", "markets": "auto"}.items():
+        with pytest.raises(CapacityError, match=way):
+            chosen(PAPER, tiny, wish)
+
+
+def test_disk_counts() -> None:
+    """sweep: 8 n^2 for the tiles of two generations, and 4 bytes an entry of the markets' blocks of B."""
+    published = 4 * 8 * 4_000**2
+    found = estimates(BALANCED, dataclasses.replace(LAPTOP, disk_bytes=8 * 18_000**2 + published - 1))
+    assert "bytes on the workspace's disk, where" in found["sweep"].obstacle
+    assert found["driver"].disk_bytes == published
+    assert not found["driver"].obstacle
+    enough = estimates(BALANCED, dataclasses.replace(LAPTOP, disk_bytes=8 * 18_000**2 + published))
+    assert not enough["sweep"].obstacle
+
+
+def test_a_market_is_not_solved_from_capped_users(tmp_path: Path) -> None:
+    arrays = open_arrays(publish_shop(tmp_path, [("M1", "x", "a"), ("M1", "x", "b")]).folder("arrays"))
+    assert catalogue(arrays, whole_histories=False).users == (0,)
+
+
+def test_tiles_of_the_sweep_are_equal() -> None:
+    """1,030 items in tiles of 1,024 at most: two of 515."""
+    one = Catalogue(1030, 0, (1030,), (0,), (10,))
+    assert estimates(one, LAPTOP)["sweep"].flops == 1030**3 * (1 + 515 / 1030)
 
 
 def test_approximate_is_never_chosen_by_itself() -> None:

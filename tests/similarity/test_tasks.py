@@ -46,3 +46,25 @@ def test_modules_in_zips_are_still_found(tmp_path: Path, monkeypatch: pytest.Mon
     forget_zip_importers()
     assert not importers()
     assert importlib.import_module("second_in_zip").VALUE == 2
+
+
+def test_blas_of_a_task_has_the_cores_of_a_task(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as many as the machine has, though BLAS came with more."""
+
+    def threads(task: int) -> list[int]:
+        import numpy as np
+        from threadpoolctl import threadpool_info, threadpool_limits
+
+        threadpool_limits(2)  # what OPENBLAS_NUM_THREADS=2 gives it
+        np.dot(np.ones((2, 2)), np.ones((2, 2)))
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    def limited(task: int) -> list[int]:
+        from threadpoolctl import threadpool_info
+
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    run_tasks(spark, 4, threads)
+    found = run_tasks(spark, 4, limited)
+    assert all(found)
+    assert {count for one in found for count in one} == {1}

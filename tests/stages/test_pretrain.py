@@ -167,6 +167,21 @@ def test_single_precision_is_near_and_reports_its_error(spark: SparkSession, tmp
     np.testing.assert_allclose(found, by_hand(workspace)[np.ix_(items, items)], atol=1e-4)
 
 
+def test_a_wrong_solution_is_not_published(spark: SparkSession, tmp_path: Path) -> None:
+    """lambda 1e-6 in single precision: the residual is small, and B off by more than its entries."""
+    workspace = publish_random_shop(tmp_path)
+    with pytest.raises(DataError, match=r"not at its optimum.*raise ease.lambda_f or set ease.precision=float64"):
+        run(workspace, "ease.solver=driver", "ease.precision=float32", "ease.lambda_f=0.000001")
+    assert workspace.manifest("ease") is None
+
+
+def test_walk_biases_out_of_bounds_are_refused_at_once() -> None:
+    for name in ("return_p", "inout_q"):
+        for value in (0, 0.009, 101, 1000):
+            with pytest.raises(UsageError, match=f"walks.{name}"):
+                load(overrides=[f"walks.{name}={value}"])
+
+
 def test_a_cap_is_told(spark: SparkSession, tmp_path: Path) -> None:
     workspace = publish_random_shop(tmp_path)
     lengths = np.diff(open_arrays(workspace.folder("arrays")).indptr)
@@ -179,9 +194,11 @@ def test_a_cap_is_told(spark: SparkSession, tmp_path: Path) -> None:
 
 
 def test_what_an_interrupted_run_published_is_kept(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    workspace = publish_random_shop(tmp_path)
+    """And what the report says of it is what an undisturbed run says."""
+    workspace, cap = publish_random_shop(tmp_path / "killed"), ["gram.max_history=3", "ease.solver=sweep"]
+    caplog.set_level("INFO")
 
     def dies(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -189,13 +206,25 @@ def test_what_an_interrupted_run_published_is_kept(
     with monkeypatch.context() as patched:
         patched.setattr(pretrain.skipgram, "fit_item_vectors", dies)
         with pytest.raises(KeyboardInterrupt):
-            run(workspace)
+            run(workspace, *cap)
+    (workspace.root / "_resumable" / "sweep" / "of-another-solver").mkdir(parents=True)
     before = {name: workspace.manifest(name) for name in ("gram", "ease", "similarity", "walks")}
     assert all(before.values())
     assert workspace.manifest("item_vectors") is None
-    run(workspace)
+    caplog.clear()
+    run(workspace, *cap)
     assert {name: workspace.manifest(name) for name in before} == before
     assert workspace.manifest("item_vectors") is not None
+    kept = json.loads((workspace.root / pretrain.REPORT).read_text())
+    assert "Gram: approximate, gram.max_history=3 left out" in caplog.text
+    assert not (workspace.root / "_resumable" / "sweep").exists()
+    undisturbed = publish_random_shop(tmp_path / "undisturbed")
+    run(undisturbed, *cap)
+    whole = json.loads((undisturbed.root / pretrain.REPORT).read_text())
+    assert {"capped", "gram_cells", "solver", "certificate", "weights_error", "walks", "walk_engine"} <= set(kept)
+    assert {name: value for name, value in kept.items() if name != "seconds"} == {
+        name: value for name, value in whole.items() if name != "seconds"
+    }
 
 
 def test_both_walk_engines_publish_the_same(
@@ -206,7 +235,7 @@ def test_both_walk_engines_publish_the_same(
     assert json.loads((workspace.root / pretrain.REPORT).read_text())["walk_engine"] == "partitioned"
     tables = [walk_matrix(one.read_arrow("walks")).tobytes() for one in (workspace, done[0])]
     assert tables[0] == tables[1]
-    with pytest.raises(UsageError, match=r"walks.return_p=4 and walks.inout_q=1 need the whole graph"):
+    with pytest.raises(UsageError, match=r"walks.return_p=4 and walks.inout_q=1 need the whole graph.*engine=auto"):
         run(workspace, "walks.engine=partitioned", "walks.return_p=4")
 
 
