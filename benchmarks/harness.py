@@ -2,12 +2,15 @@
 
 A row of build/bench/results.json is {stage, peer, size, ours_s, peer_s, ratio, ours_peak_mb, peer_peak_mb} with
 ratio = peer / ours (above 1: ours is faster), how many runs each side had, and the machine's GEMM rate beside them.
-Peak memory is what the process tree took privately during the run, over what it held before.
+Peak memory is what the process tree took privately during a run, over what it held before: the most of all runs, the
+warm-up included, as later ones may use again what other processes of the tree (JVM, Spark workers) kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import statistics
@@ -23,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 from scipy.linalg import blas
 
 THREADS = 2
@@ -63,6 +67,7 @@ class MemoryWatch:
     """Samples the private memory (resident less shared pages) of this process and its children while it is entered."""
 
     def __enter__(self) -> MemoryWatch:
+        give_back()
         self.start = self.peak = private_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -80,6 +85,13 @@ class MemoryWatch:
     @property
     def peak_mb(self) -> float:
         return (self.peak - self.start) / 1e6
+
+
+def give_back() -> None:
+    """Memory that this process keeps for later goes back to the machine, so that the next run is seen to take it."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def private_bytes() -> int:
@@ -138,7 +150,7 @@ def compare(
                 kept[side].append(rep(function))
                 used[side] += kept[side][-1].seconds
     ours_s, peer_s = (statistics.median(one.seconds for one in kept[side]) for side in ("ours", "peer"))
-    ours_mb, peer_mb = (max(one.peak_mb for one in kept[side]) for side in ("ours", "peer"))
+    ours_mb, peer_mb = (max(one.peak_mb for one in [warm[side], *kept[side]]) for side in ("ours", "peer"))
     row = Row(
         stage, peer, size, round(ours_s, 4), round(peer_s, 4), round(peer_s / ours_s, 3), round(ours_mb, 1),
         round(peer_mb, 1), len(kept["ours"]), len(kept["peer"]), round(gflops, 1),

@@ -2,21 +2,26 @@
 
     python benchmarks/plan.py --interactions 1e9 --items 1e6 --markets 50
 
-Rates come from build/bench/results.json of this machine (`make bench` first), EASE from the package's own cost model
-(solvers.py, fixed rates). Linear laws are carried on in a straight line: a plan, not a measurement.
+Rates come from build/bench/results.json of this machine (`make bench` first) and, of the certificate, from a short run
+here; EASE from the package's own cost model (solvers.py, fixed rates). Linear laws are carried on in a straight line: a
+plan, not a measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 from harness import RESULTS, THREADS
 
 from m3rec_spark.config import Ease, SkipGram, Walks
-from m3rec_spark.similarity import solvers
+from m3rec_spark.similarity import solvers, walk_graph
+from m3rec_spark.similarity.certificate import certificate, certificate_columns
 
 
 class Step(NamedTuple):
@@ -30,7 +35,9 @@ class Step(NamedTuple):
 
 def main() -> None:
     chosen = options()
-    steps = [*gram_step(chosen), *ease_steps(chosen), *walk_step(chosen), *skipgram_step(chosen)]
+    steps = [
+        *gram_step(chosen), *ease_steps(chosen), *certificate_step(chosen), *walk_step(chosen), *skipgram_step(chosen)
+    ]  # fmt: skip
     print("| stage | runs on | core hours | hours | on disk, GB | what that is |\n|---|---|---|---|---|---|")
     for step in steps:
         figures = f"{step.core_hours:,.1f} | {step.hours:.2g} | {step.gigabytes:,.0f}"
@@ -51,7 +58,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dispersion", type=float, default=2.0, help="mean squared history over squared mean")
     parser.add_argument("--cores", type=int, default=256)
     parser.add_argument("--driver-gb", type=float, default=128.0)
+    parser.add_argument("--driver-cores", type=int, default=16)
     parser.add_argument("--task-gb", type=float, default=16.0)
+    parser.add_argument("--worker-gb", type=float, default=64.0, help="of the four tasks of a worker together")
     parser.add_argument("--core-hour-price", type=float, default=0.05)
     return parser.parse_args()
 
@@ -80,7 +89,8 @@ def ease_steps(chosen: argparse.Namespace) -> Iterator[Step]:
         n_items=int(chosen.items), shared=int(chosen.shared), own=(own,) * chosen.markets,
         shared_sold=(int(chosen.sold),) * chosen.markets, users=(users,) * chosen.markets,
     )  # fmt: skip
-    machine = solvers.Machine(chosen.cores, 16, int(chosen.driver_gb * 1e9), int(chosen.task_gb * 1e9))
+    memory = (int(gigabytes * 1e9) for gigabytes in (chosen.driver_gb, chosen.task_gb, chosen.worker_gb))
+    machine = solvers.Machine(chosen.cores, chosen.driver_cores, *memory)
     cells = int(chosen.interactions * (chosen.history * chosen.dispersion + 1) / 2)
     estimates = solvers.estimate_all(goods, machine, Ease().tile, Ease().neighbours, cells)
     best = solvers.choose(estimates, "auto")
@@ -94,11 +104,39 @@ def ease_steps(chosen: argparse.Namespace) -> Iterator[Step]:
             yield Step(f"(EASE `{one.solver}`)", "-", 0.0, 0.0, one.disk_bytes / 1e9, f"{what}; {hours:,.2g} h; {why}")
 
 
+def certificate_step(chosen: argparse.Namespace) -> Iterator[Step]:
+    """One pass over the Gram on the driver, at the rate of as many items here."""
+    n, cells = int(chosen.items), 2_000_000
+    columns, rng = certificate_columns(n), np.random.default_rng(0)
+    a, b = np.sort(rng.integers(0, n, (2, cells), np.int32), axis=0)
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(np.zeros(cells, np.int32)), pa.array(a), pa.array(b), pa.array(np.ones(cells, np.int32))],
+        ["market", "item_a", "item_b", "count"],
+    )
+    some = pa.RecordBatch.from_arrays([column[:100] for column in batch.columns], batch.schema.names)
+    zeros, any_residual = np.zeros((n, len(columns))), {"tolerance": np.inf, "error_limit": np.inf}
+    seconds = []
+    for sample in (some, some, batch):  # compiled; without cells; with them
+        start = time.perf_counter()
+        certificate([sample], zeros, columns, 1.0, np.ones(1), **any_residual)
+        seconds.append(time.perf_counter() - start)
+    pairs = chosen.interactions * (chosen.history * chosen.dispersion + 1) / 2
+    hours = (seconds[2] - seconds[1]) / cells * pairs / 3600
+    threads = min(chosen.driver_cores, len(columns) // 16)  # a thread has 16 columns
+    what = f"{pairs:.2g} cells at most, {len(columns)} columns of B"
+    yield Step("certificate", f"driver, {threads} threads", hours, hours / threads, 0, what)
+
+
 def walk_step(chosen: argparse.Namespace) -> Iterator[Step]:
     row, settings = measured("walks", "pecanpy walking alone"), Walks()
+    users = int(chosen.interactions / chosen.history)
+    graph = walk_graph.graph_bytes(int(chosen.interactions), int(chosen.items), users) / 1e9
+    if graph > min(chosen.driver_gb, chosen.worker_gb):
+        raise SystemExit(f"the engine broadcast needs {graph:.1f} GB in a worker and on the driver: raise --worker-gb")
     tokens = chosen.items * settings.per_item * settings.length
     seconds = tokens / (row["extra"]["steps"] / row["ours_s"] / THREADS)
-    yield spread("walks", chosen, seconds, 4 * tokens / 1e9, f"{tokens:.2g} steps; the histories mapped in each worker")
+    what = f"{tokens:.2g} steps; {graph:.1f} GB of histories mapped in each worker"
+    yield spread("walks", chosen, seconds, 4 * tokens / 1e9, what)
 
 
 def skipgram_step(chosen: argparse.Namespace) -> Iterator[Step]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import sys
@@ -34,6 +36,7 @@ class _Watch:
     """As harness.MemoryWatch."""
 
     def __enter__(self):
+        _give_back()
         self.start = self.peak = _private_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -48,6 +51,12 @@ class _Watch:
         self._stop.set()
         self._thread.join()
         self.peak_mb = (self.peak - self.start) / 1e6
+
+
+def _give_back() -> None:
+    """As harness.give_back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _private_bytes() -> int:

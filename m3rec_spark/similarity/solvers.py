@@ -57,6 +57,8 @@ class Machine:
     """What the driver may take."""
     task_bytes: int
     """What a task may take."""
+    worker_bytes: int = 0
+    """What all tasks of a worker may take together, in files that they map."""
     cuda_bytes: int | None = None
     """Free memory of the GPU; None: there is none."""
     disk_bytes: int | None = None

@@ -28,12 +28,14 @@ def describe_machine(spark: SparkSession, memory_gb: float | None, workspace: Pa
     allowance = int(SAFE_SHARE * free_bytes()) if memory_gb is None else int(memory_gb * 1e9)
     cores = task_slots(spark)
     master = spark.conf.get("spark.master", "") or ""
+    executor_bytes = _executor_bytes(spark)
     on_this_machine = re.match(r"local(\[|$|-cluster)", master) is not None
     return Machine(
         cores=cores,
         driver_cores=joblib.cpu_count(only_physical_cores=True),  # of this process: its affinity, its container's quota
         driver_bytes=allowance,
-        task_bytes=allowance // cores if on_this_machine else _executor_bytes(spark),
+        task_bytes=allowance // cores if on_this_machine else executor_bytes // max(1, _tasks_of_executor(spark)),
+        worker_bytes=allowance if on_this_machine else executor_bytes,
         cuda_bytes=torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None,
         disk_bytes=shutil.disk_usage(workspace).free,
     )
@@ -45,10 +47,14 @@ def task_slots(spark: SparkSession) -> int:
 
 
 def _executor_bytes(spark: SparkSession) -> int:
-    """A task's share of an executor: of spark.executor.pyspark.memory, or else as much as its share of the JVM's."""
-    cores = int(spark.conf.get("spark.executor.cores", "1") or 1)
+    """What the Python workers of an executor may take: spark.executor.pyspark.memory, or else as much as the JVM."""
     text = spark.conf.get("spark.executor.pyspark.memory", None) or spark.conf.get("spark.executor.memory", "1g")
-    return spark_bytes(text or "1g") // max(1, cores // int(spark.conf.get("spark.task.cpus", "1") or 1))
+    return spark_bytes(text or "1g")
+
+
+def _tasks_of_executor(spark: SparkSession) -> int:
+    cores = int(spark.conf.get("spark.executor.cores", "1") or 1)
+    return cores // int(spark.conf.get("spark.task.cpus", "1") or 1)
 
 
 def spark_bytes(text: str) -> int:

@@ -21,7 +21,7 @@ Report = dict[str, Any]
 
 
 def plan(context: Context, arrays: MarketArrays, machine: Machine) -> tuple[str, int]:
-    """The engine, and the bytes that it takes on the driver: auto partitions a graph that does not fit in a task.
+    """The engine, and the bytes that it takes on the driver: auto partitions a graph that does not fit in a worker.
 
     Raises:
         CapacityError: the graph does not fit on the driver, as the engine `broadcast` needs.
@@ -29,7 +29,7 @@ def plan(context: Context, arrays: MarketArrays, machine: Machine) -> tuple[str,
     """
     settings = context.config.walks
     size = walk_graph.graph_bytes(len(arrays.slots), arrays.n_items, arrays.n_rows)
-    fits = size <= min(machine.driver_bytes, machine.task_bytes)
+    fits = size <= min(machine.driver_bytes, machine.worker_bytes)  # tasks of a worker map the same files
     engine = settings.engine if settings.engine != "auto" else "broadcast" if fits else "partitioned"
     if engine == "partitioned" and (settings.return_p, settings.inout_q) != (1.0, 1.0):
         raise UsageError(

@@ -16,9 +16,11 @@ from m3rec_spark.config import load
 from m3rec_spark.data.arrays import open_arrays
 from m3rec_spark.schema import TABLES, CapacityError, DataError, UsageError
 from m3rec_spark.similarity.b_glob import similarity_matrix
+from m3rec_spark.similarity.solvers import Machine
+from m3rec_spark.similarity.walk_graph import graph_bytes
 from m3rec_spark.similarity.walks import walk_matrix
 from m3rec_spark.similarity.weights import market_rows
-from m3rec_spark.stages import pretrain
+from m3rec_spark.stages import pretrain, walk
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace
 from m3rec_spark.tracking.runs import Tracker
@@ -237,6 +239,24 @@ def test_both_walk_engines_publish_the_same(
     assert tables[0] == tables[1]
     with pytest.raises(UsageError, match=r"walks.return_p=4 and walks.inout_q=1 need the whole graph.*engine=auto"):
         run(workspace, "walks.engine=partitioned", "walks.return_p=4")
+
+
+def test_the_graph_is_mapped_where_it_fits_in_a_worker(tmp_path: Path) -> None:
+    workspace = publish_random_shop(tmp_path)
+    context = Context(load(overrides=SETTINGS), workspace, Tracker(), KEY)
+    arrays = open_arrays(workspace.folder("arrays"))
+    size = graph_bytes(len(arrays.slots), arrays.n_items, arrays.n_rows)
+    of_items = graph_bytes(0, arrays.n_items, 0)
+
+    def engine(worker_bytes: int, task_bytes: int = 2 * of_items + 2) -> str:
+        return walk.plan(context, arrays, Machine(2, 2, size, task_bytes, worker_bytes))[0]
+
+    assert engine(size) == "broadcast"  # though no task may take that much
+    assert engine(size - 1) == "partitioned"
+    with pytest.raises(
+        CapacityError, match=rf"holds {of_items:,} bytes for the 31 items.*pyspark.memory"
+    ):
+        engine(size - 1, task_bytes=2 * of_items)
 
 
 def test_plan_says_what_would_run(spark: SparkSession, tmp_path: Path) -> None:
