@@ -15,8 +15,9 @@ from pathlib import Path
 
 from m3rec_spark import __version__
 from m3rec_spark.config import Config, load, to_yaml
+from m3rec_spark.errors import M3RecError, UsageError, did_you_mean
 from m3rec_spark.paths import write_atomically
-from m3rec_spark.schema import STAGES, M3RecError, UsageError, did_you_mean
+from m3rec_spark.schema import STAGES
 from m3rec_spark.tables import Workspace
 
 log = logging.getLogger("m3rec_spark")
@@ -28,6 +29,12 @@ _EXAMPLES = """examples:
   m3rec train --config conf/xmarket.yaml --workspace build/xmarket train.loss=margin --resume
   spark-submit jobs/pretrain.py --config conf/xmarket.yaml --workspace build/xmarket
 """
+_SERVING = {
+    "recommend": "write the table of recommendations: for all users, or for those of a list",
+    "explain": "say why an item is recommended to a user, and which markets' shoppers support it",
+    "register": "pack the model into one artifact for all markets and register it (alias challenger)",
+    "promote": "register, compare with the champion, test the artifact, and let it serve (alias champion)",
+}
 _NEXT = """next:    m3rec data xmarket --to data/xmarket    (the five real markets of the paper)
          m3rec run --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket
          m3rec demo train.loss=margin             (the paper's own loss: only train and evaluate run again)"""
@@ -85,6 +92,10 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         print(plan_pretrain(config, Workspace(_workspace(arguments))))
         return 0
+    if arguments.command in _SERVING:
+        from m3rec_spark.serving_commands import run_command
+
+        return run_command(arguments, config, Workspace(_workspace(arguments)))
     _stages(arguments, config, Workspace(_workspace(arguments)))
     if arguments.command == "demo":
         print(_NEXT)
@@ -136,6 +147,17 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         command = commands.add_parser(name, parents=[common, running], help=text, description=text)
         if name == "pretrain":
             command.add_argument("--plan", action="store_true", help="print solver, time and memory, and stop")
+    for name, text in _SERVING.items():
+        command = commands.add_parser(name, parents=[common], help=text, description=text)
+        command.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+        if name == "recommend":
+            command.add_argument("--users", help="CSV (with a header) or Parquet of market and user_id; default: all")
+        if name == "explain":
+            for option in ("market", "user", "item"):
+                command.add_argument(f"--{option}", required=True, help=f"id of the {option}")
+        if name == "promote":
+            command.add_argument("--dry-run", action="store_true", help="register and compare, but leave the champion")
+            command.add_argument("--rollback", action="store_true", help="give the alias back to the version before")
     commands.add_parser("doctor", parents=[common], help="check versions, Java, write access, tracking")
     data = commands.add_parser("data", parents=[common], help="download public data")
     data.add_argument("name", choices=["xmarket"])

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from m3rec_spark.schema import UsageError, did_you_mean
+from m3rec_spark.errors import UsageError, did_you_mean
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -208,6 +208,30 @@ class Evaluate(Section):
     """Users scored at once against all items of their market."""
 
 
+class Recommend(Section):
+    """Lists for all users, as a table."""
+
+    k: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Items of a list; fewer where the market has no more that the user has not bought."""
+    reasons: bool = False
+    """Say of each item which items of the history it is there for, and how many shoppers of each market bought both."""
+
+
+class Registry(Section):
+    """The MLflow model registry, and when a new model may serve."""
+
+    name: str = "m3rec"
+    """Of the registered model; in Unity Catalog catalog.schema.name."""
+    uri: str | None = None
+    """null: the registry of the tracking store; databricks-uc: Unity Catalog."""
+    max_drop: Annotated[float, Field(ge=0.0)] = 0.01
+    """How much NDCG@10 of any market may fall below the champion's."""
+    min_gain: float = 0.0
+    """By how much the mean over the markets has to be above the champion's."""
+    data_license: str | None = None
+    """Of the training data, for the model card."""
+
+
 class Tracking(Section):
     """MLflow."""
 
@@ -241,6 +265,8 @@ class Config(Section):
     skipgram: SkipGram = SkipGram()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    recommend: Recommend = Recommend()
+    registry: Registry = Registry()
     tracking: Tracking = Tracking()
     spark: Spark = Spark()
 

@@ -25,8 +25,8 @@ from urllib.request import urlopen
 import psutil
 from packaging.specifiers import SpecifierSet
 
+from m3rec_spark.errors import M3RecError
 from m3rec_spark.paths import local_path
-from m3rec_spark.schema import M3RecError
 from m3rec_spark.similarity.capacity import free_bytes
 from m3rec_spark.stages.context import java_version
 from m3rec_spark.tracking.runs import tracking_uri

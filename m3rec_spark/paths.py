@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from m3rec_spark.schema import UsageError
+from m3rec_spark.errors import UsageError
 
 
 def local_path(path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""The words of the library: every table's columns, and every error it raises. See docs/data_model.md.
+"""The words of the library: every table's columns. See docs/data_model.md.
 
 Ids (`*_id`) are strings as in the source; indices (`market`, `user`, `item`, `local`) are int32, made by
 `data.indexing` and valid only inside the workspace that made them.
@@ -6,63 +6,12 @@ Ids (`*_id`) are strings as in the source; indices (`market`, `user`, `item`, `l
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyspark.sql import types as T
 
 SCHEMA_VERSION = 2
 RESERVED_MARKETS = frozenset({"all", "mean", "(none)"})  # rows of the reports that are no market
-
-
-class M3RecError(Exception):
-    """A failure told in the user's words: what is wrong, with the value, the rule and the way out."""
-
-    exit_code = 1
-
-
-class UsageError(M3RecError):
-    """A wrong command line or config value."""
-
-    exit_code = 2
-
-
-class DataError(M3RecError):
-    """Input data that cannot be used."""
-
-    exit_code = 2
-
-
-class MissingTableError(M3RecError):
-    """A table that a stage needs is absent or stale; the message names the stage to run."""
-
-    exit_code = 2
-
-
-class CapacityError(M3RecError):
-    """A step would need more memory than there is; the message gives the bytes and the ways out."""
-
-    exit_code = 2
-
-
-class CorruptTableError(M3RecError):
-    """A published table's files do not match its manifest."""
-
-
-class CheckpointError(M3RecError):
-    """A checkpoint that cannot be read, or that belongs to another run."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """' Did you mean 'x'?', or '' when nothing known is near.
-
-    >>> did_you_mean("marke", ["market", "user_id"])
-    " Did you mean 'market'?"
-    """
-    folded = {word.casefold(): word for word in known}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
-    return f" Did you mean '{folded[near[0]]}'?" if near else ""
 
 
 def _struct(*columns: tuple[str, T.DataType] | tuple[str, T.DataType, bool]) -> T.StructType:
@@ -101,6 +50,10 @@ RANKS = _struct(  # expected rank (ties count half) among the candidates, and am
     ("model", _STRING), ("market", _INT), ("user", _INT), ("half", _STRING), ("cold", _BOOL),
     ("rank", _DOUBLE), ("full_rank", _DOUBLE),
 )  # fmt: skip
+RECOMMENDATIONS = _struct(  # market: its id; rank 1 up; reasons: JSON texts, or null where they were not asked for
+    ("user_id", _STRING), ("rank", _INT), ("item_id", _STRING), ("score", _FLOAT),
+    ("reasons", T.ArrayType(_STRING), True), ("market", _STRING),
+)  # fmt: skip
 METRICS = _struct(
     ("model", _STRING), ("market", _STRING), ("split", _STRING), ("metric", _STRING), ("value", _DOUBLE), ("n", _LONG)
 )
@@ -131,5 +84,6 @@ TABLES: dict[str, Table] = {
     "model": Table("train", None),
     "ranks": Table("evaluate", RANKS),
     "metrics": Table("evaluate", METRICS),
+    "recommendations": Table("recommend", RECOMMENDATIONS),
 }
 STAGES = ("prepare", "pretrain", "train", "evaluate")

@@ -26,8 +26,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
+from m3rec_spark.errors import CorruptTableError, MissingTableError, UsageError
 from m3rec_spark.paths import local_path, make_folder, write_atomically
-from m3rec_spark.schema import SCHEMA_VERSION, TABLES, CorruptTableError, MissingTableError, UsageError
+from m3rec_spark.schema import SCHEMA_VERSION, TABLES
 
 MANIFEST = "manifest.json"
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from m3rec_spark.data.arrays import MarketArrays, build_arrays, open_arrays, save_arrays
+from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
+from m3rec_spark.data.build_arrays import build_arrays
 from m3rec_spark.tables import Workspace, arrow_schema
 
 Pair = tuple[str, str, str]  # market id, user id, item id
@@ -119,3 +120,21 @@ def publish_model(workspace: Workspace, arrays: MarketArrays, dimension: int = 5
         for name, array in files.items():
             np.save(folder / f"{name}.npy", array.astype(np.float32))
     return str(workspace.folder("model"))
+
+
+def publish_served(root: Path, seed: int = 0) -> Workspace:
+    """All that serves, random; markets 0 and 1 have a share of EASE, item 3 has no vector."""
+    workspace = publish_random_shop(root)
+    arrays, rng = open_arrays(workspace.folder("arrays")), np.random.default_rng(seed)
+    n = arrays.n_items
+    publish_ease(workspace, rng.normal(size=(n, n)) * (1 - np.eye(n)))
+    folder = publish_model(workspace, arrays, seed=seed)
+    with workspace.publishing("model", KEY) as new:
+        for file in Path(folder).iterdir():
+            np.save(new / file.name, np.load(file))
+        np.save(new / "ease_weights.npy", np.array([0.4, 0.1, 0.0], np.float32))
+    similarity = rng.random((n, n)) * (rng.random((n, n)) < 0.3)
+    cells = zip(*(axis.tolist() for axis in np.nonzero(similarity)), strict=True)
+    publish(workspace, "similarity", [(a, b, similarity[a, b] / similarity[a].sum()) for a, b in cells])
+    publish(workspace, "item_vectors", [(item, rng.normal(size=5).tolist()) for item in range(n) if item != 3])
+    return workspace

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from m3rec_spark.config import Config, Ease, Section, Walks, digest, flatten, load
-from m3rec_spark.schema import UsageError
+from m3rec_spark.errors import UsageError
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))

@@ -10,8 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "m3rec_spark"
 FLOORS = {
-    "schema": 0, "compiled": 0, "paths": 1, "config": 1, "tables": 2, "data": 3, "similarity": 4, "models": 5,
-    "training": 6, "ranking": 7, "evaluation": 8, "tracking": 9, "stages": 10, "doctor": 11, "cli": 12,
+    "errors": 0, "schema": 0, "compiled": 0, "widgets": 0, "paths": 1, "config": 1, "tables": 2, "data": 3,
+    "similarity": 4,
+    "models": 5, "training": 6, "ranking": 7, "evaluation": 8, "tracking": 9, "stages": 10, "doctor": 11,
+    "serving_commands": 11, "cli": 12,
 }  # fmt: skip
 DOORS = {
     "mlflow": "tracking/",
@@ -20,7 +22,7 @@ DOORS = {
     "yaml": "config.py",
     "numba": "compiled.py",
 }
-CONFIG_READERS = {"stages", "doctor", "cli"}  # everything else takes plain values
+CONFIG_READERS = {"stages", "doctor", "serving_commands", "cli"}  # everything else takes plain values
 
 
 def imports(file: Path) -> Iterator[tuple[str, bool]]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from m3rec_spark.errors import UsageError
 from m3rec_spark.paths import local_path, refuse_overlap, replacing, write_atomically
-from m3rec_spark.schema import UsageError
 
 
 def test_local_paths(tmp_path: Path, monkeypatch) -> None:

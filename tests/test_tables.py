@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from m3rec_spark import tables
+from m3rec_spark.errors import CorruptTableError, MissingTableError, UsageError
 from m3rec_spark.paths import write_atomically
-from m3rec_spark.schema import ITEMS, STAGES, TABLES, WALKS, CorruptTableError, MissingTableError, UsageError
+from m3rec_spark.schema import ITEMS, STAGES, TABLES, WALKS
 from m3rec_spark.tables import Workspace, arrow_schema
 
 ITEMS_TABLE = pa.table({"item": [0, 1], "item_id": ["007", "crème brûlée"], "markets": [2, 1]})

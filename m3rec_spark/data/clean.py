@@ -16,7 +16,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from m3rec_spark.data.sources import from_arrow, readable
-from m3rec_spark.schema import DataError, UsageError
+from m3rec_spark.errors import DataError, UsageError
 
 Counts = dict[str, dict[str, int]]  # market -> what -> rows
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.request import urlopen
 
-from m3rec_spark.schema import DataError, UsageError
+from m3rec_spark.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)
 

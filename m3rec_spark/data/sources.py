@@ -22,8 +22,8 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from m3rec_spark.data.synthetic import generate_shop
+from m3rec_spark.errors import DataError, UsageError, did_you_mean
 from m3rec_spark.paths import local_path
-from m3rec_spark.schema import DataError, UsageError, did_you_mean
 
 XMARKET = {"M1": "s2", "M2": "t1", "M3": "s3", "M4": "t2", "M5": "s1"}  # the paper's Table 1 fits this order
 _SEPARATORS = {"csv": ",", "tsv": "\t"}

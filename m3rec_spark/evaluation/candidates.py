@@ -21,8 +21,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
+from m3rec_spark.errors import CorruptTableError
 from m3rec_spark.evaluation.contract import make_contract
-from m3rec_spark.schema import CANDIDATES, CorruptTableError
+from m3rec_spark.schema import CANDIDATES
 from m3rec_spark.tables import Workspace
 
 log = logging.getLogger(__name__)

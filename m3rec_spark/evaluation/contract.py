@@ -15,7 +15,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from m3rec_spark.schema import DataError
+from m3rec_spark.errors import DataError
 
 CONTRACT_VERSION = 1
 _BUCKET_DIGITS = 3  # hex: 4,096 buckets

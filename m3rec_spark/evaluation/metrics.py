@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from m3rec_spark.schema import DataError
+from m3rec_spark.errors import DataError
 
 K = 10
 ALL, MEAN = "all", "mean"  # over all users; over the markets' values
+_NORMAL_95 = 1.959963984540054
 Row = dict[str, Any]  # of METRICS
 Histogram = dict[float, int]  # rank -> users
 
@@ -34,7 +35,7 @@ def mrr(ranks: NDArray[np.float64], users: NDArray[np.int64] | None = None, k: i
     >>> mrr(np.array([1.0, 4.0, 11.0, 2.5]))  # (1 + 1/4 + 0 + 1/2.5) / 4
     0.4125
     """
-    return _mean(1.0 / ranks, ranks, users, k)
+    return _mean(_GAINS["mrr"](ranks), ranks, users, k)
 
 
 def ndcg(ranks: NDArray[np.float64], users: NDArray[np.int64] | None = None, k: int = K) -> float:
@@ -43,7 +44,7 @@ def ndcg(ranks: NDArray[np.float64], users: NDArray[np.int64] | None = None, k: 
     >>> ndcg(np.array([1.0, 3.0, 11.0, 12.0]))  # (1/log2(2) + 1/log2(4) + 0 + 0) / 4
     0.375
     """
-    return _mean(1.0 / np.log2(1.0 + ranks), ranks, users, k)
+    return _mean(_GAINS["ndcg"](ranks), ranks, users, k)
 
 
 def hr(ranks: NDArray[np.float64], users: NDArray[np.int64] | None = None, k: int = K) -> float:
@@ -52,18 +53,22 @@ def hr(ranks: NDArray[np.float64], users: NDArray[np.int64] | None = None, k: in
     >>> hr(np.array([1.0, 10.0, 10.5]), users=np.array([2, 1, 1]))  # three of four
     0.75
     """
-    return _mean(np.ones_like(ranks), ranks, users, k)
+    return _mean(_GAINS["hr"](ranks), ranks, users, k)
 
 
-METRICS: dict[str, Callable[[NDArray[np.float64], NDArray[np.int64]], float]] = {
-    "mrr": mrr,
-    f"ndcg_{K}": ndcg,
-    f"hr_{K}": hr,
+_GAINS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "mrr": lambda ranks: 1.0 / ranks,
+    "ndcg": lambda ranks: 1.0 / np.log2(1.0 + ranks),
+    "hr": np.ones_like,
 }
+METRICS = {"mrr": "mrr", f"ndcg_{K}": "ndcg", f"hr_{K}": "hr"}  # name in METRICS -> gain
 
 
 def metrics_by_market(ranks: DataFrame, market_ids: Mapping[int, str]) -> list[Row]:
     """RANKS -> rows of METRICS: per model, market and split (valid, test, all), among candidates and `full_`.
+
+    Besides the columns of METRICS a row has `half_width`, of the value's 95% interval over users (normal; of a mean
+    over markets: from those of the markets).
 
     Market "all" is over all users, "mean" the mean over the markets (n: how many). A group without users has no row.
 
@@ -101,6 +106,17 @@ def rank_counts(ranks: DataFrame) -> DataFrame:
     )
 
 
+def half_width(gain: str, ranks: NDArray[np.float64], users: NDArray[np.int64]) -> float:
+    """Of the 95% interval of a metric: 1.96 standard errors of the mean over users.
+
+    >>> round(half_width("hr", np.array([1.0, 20.0]), np.array([50, 50])), 4)  # 1.96 * 0.5 / sqrt(100)
+    0.098
+    """
+    gains = np.where(ranks <= K, _GAINS[gain](ranks), 0.0)
+    variance = np.average((gains - np.average(gains, weights=users)) ** 2, weights=users)
+    return float(_NORMAL_95 * np.sqrt(variance / users.sum()))
+
+
 def _mean(gain: NDArray[np.float64], ranks: NDArray[np.float64], users: NDArray[np.int64] | None, k: int) -> float:
     if len(ranks) == 0 or not (ranks >= 1).all():
         raise ValueError(f"ranks must be some numbers >= 1, got {len(ranks)}, the least {ranks.min(initial=np.inf)}")
@@ -111,21 +127,32 @@ def _metric_rows(model: str, market: str, split: str, prefix: str, histogram: Hi
     ranks = np.array(sorted(histogram))
     users = np.array([histogram[rank] for rank in ranks.tolist()])
     return [
-        _row(model, market, split, prefix + name, metric(ranks, users), int(users.sum()))
-        for name, metric in METRICS.items()
+        _row(
+            model,
+            market,
+            split,
+            prefix + name,
+            _mean(_GAINS[gain](ranks), ranks, users, K),
+            int(users.sum()),
+            half_width(gain, ranks, users),
+        )
+        for name, gain in METRICS.items()
     ]
 
 
 def _means(rows: list[Row]) -> list[Row]:
-    values: dict[tuple[str, str, str], list[float]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row["market"] != ALL:
-            values.setdefault((row["model"], row["split"], row["metric"]), []).append(row["value"])
-    return [
-        _row(model, MEAN, split, metric, float(np.mean(column)), len(column))
-        for (model, split, metric), column in values.items()
-    ]
+            groups.setdefault((row["model"], row["split"], row["metric"]), []).append(row)
+    means = []
+    for (model, split, metric), group in groups.items():
+        values, widths = (np.array([row[name] for row in group]) for name in ("value", "half_width"))
+        mean, width = float(values.mean()), float(np.sqrt((widths**2).sum()) / len(group))
+        means.append(_row(model, MEAN, split, metric, mean, len(group), width))
+    return means
 
 
-def _row(model: str, market: str, split: str, metric: str, value: float, n: int) -> Row:
-    return {"model": model, "market": market, "split": split, "metric": metric, "value": value, "n": n}
+def _row(model: str, market: str, split: str, metric: str, value: float, n: int, width: float) -> Row:
+    named = {"model": model, "market": market, "split": split, "metric": metric}
+    return {**named, "value": value, "n": n, "half_width": width}

@@ -19,9 +19,10 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from threadpoolctl import threadpool_limits
 
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
+from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.candidates import Seen, eligible_items, local_indices, market_blocks
 from m3rec_spark.ranking.scorers import Scorer
-from m3rec_spark.schema import RANKS, DataError
+from m3rec_spark.schema import RANKS
 
 
 def rank_users(

@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from m3rec_spark.evaluation.metrics import ALL, MEAN, Row
 
@@ -71,6 +73,22 @@ def bars(rows: Sequence[Row], metric: str = "ndcg_10", split: str = "test") -> F
     axes.set_title(f"{TITLES.get(metric, metric)} by market ({split})")
     if models:
         axes.legend()
+    return figure
+
+
+def heat_map(values: NDArray[np.float64], labels: Sequence[str], title: str) -> Figure:
+    """A square of shares, row by column, with the figures in it."""
+    size = max(3.0, 0.8 * len(labels))
+    figure = Figure(figsize=(size + 1.5, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1)
+    plain = [label.replace("$", r"\$") for label in labels]
+    axes.set_xticks(range(len(labels)), plain)
+    axes.set_yticks(range(len(labels)), plain)
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    axes.set_title(title)
+    figure.colorbar(image)
     return figure
 
 

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from m3rec_spark.data.arrays import MarketArrays
+from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.candidates import local_indices, market_blocks
 from m3rec_spark.evaluation.metrics import ndcg
 from m3rec_spark.evaluation.ranks import expected_ranks
 from m3rec_spark.models.m3rec import M3Rec, unit
-from m3rec_spark.schema import DataError
 from m3rec_spark.training.sampling import gather_histories, starts
 
 BLOCK = 256  # users scored at once

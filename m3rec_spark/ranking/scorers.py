@@ -17,10 +17,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.schema import CorruptTableError
-from m3rec_spark.similarity.weights import MarketRows, market_rows
+from m3rec_spark.errors import CorruptTableError
+from m3rec_spark.similarity.market_rows import MarketRows, market_rows
 
 Scores = NDArray[np.float32]
+Local = NDArray[np.float32]  # (B, d) U-Loca of users
 
 
 class Scorer(Protocol):
@@ -59,13 +60,21 @@ class EaseScorer:
 
     def score(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> Scores:
         """See Scorer."""
+        return self.of_histories(arrays, market, arrays.history(market, users))
+
+    def of_histories(self, arrays: MarketArrays, market: int, history: sp.csr_matrix) -> Scores:
+        """(B, I) scores for histories (B, I) of any users, float32 ones; local columns."""
         slots = arrays.market_slots(market)
         rows = _market_rows(self.folder, market, slots.stop - slots.start)
-        history = arrays.history(market, users)
-        bought, columns = np.unique(history.indices, return_inverse=True)
-        x = sp.csr_matrix((history.data, columns, history.indptr), shape=(len(users), len(bought)))
+        x, bought = _bought(history)
         scores = x @ rows(bought)
         return np.asarray(scores.toarray() if sp.issparse(scores) else scores)
+
+    def pairs(self, arrays: MarketArrays, market: int, items: NDArray[np.intp], others: NDArray[np.intp]) -> Scores:
+        """(h, k) entries of B between local items, ascending and distinct, and others."""
+        slots = arrays.market_slots(market)
+        block = _market_rows(self.folder, market, slots.stop - slots.start)(items)[:, others]
+        return np.asarray(block.toarray() if sp.issparse(block) else block)
 
 
 @dataclass(frozen=True)
@@ -81,16 +90,51 @@ class CosineScorer:
 
     def score(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> Scores:
         """See Scorer."""
-        slots, n_slots = arrays.market_slots(market), len(arrays.slot_items)
-        items, smoothed = (
-            _mapped(self.folder, name, (n_slots, None))[slots] for name in ("item_vectors", "history_vectors")
-        )
-        weights = _mapped(self.folder, "history_weights", (n_slots,))[slots]
-        local = _mapped(self.folder, "user_vectors", (arrays.n_rows, None))[arrays.user_offsets[market] + users]
-        history = arrays.history(market, users).astype(np.float64)
-        total = (history @ weights)[:, None]  # history items whose row of B_m is not empty
-        vectors = np.divide(history @ smoothed, total, out=np.zeros(local.shape), where=total != 0) + local
-        return (_unit(vectors) @ _unit(items.astype(np.float64)).T).astype(np.float32)
+        return self._score(arrays, market, self.vectors(arrays, market, users))
+
+    def of_histories(self, arrays: MarketArrays, market: int, history: sp.csr_matrix, local: Local) -> Scores:
+        """(B, I) scores for histories (B, I) and U-Loca (B, d), which is 0 for users that training did not know."""
+        return self._score(arrays, market, self.mean_of_histories(arrays, market, history) + local)
+
+    def vectors(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> NDArray[np.float64]:
+        """(B, d) user vectors, eq. 11."""
+        local = self.local(arrays, market, users)
+        return self.mean_of_histories(arrays, market, arrays.history(market, users)) + local
+
+    def local(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> Local:
+        """(B, d) U-Loca."""
+        rows = arrays.user_offsets[market] + users
+        return np.asarray(_mapped(self.folder, "user_vectors", (arrays.n_rows, None))[rows])
+
+    def mean_of_histories(self, arrays: MarketArrays, market: int, history: sp.csr_matrix) -> NDArray[np.float64]:
+        """(B, d) the mean of (B V)_i over the items of each history whose row of B_m is not empty, else zero."""
+        x, bought = _bought(history)
+        smoothed, weights = self.parts(arrays, market, bought)
+        x = x.astype(np.float64)
+        total, count = x @ smoothed, (x @ weights)[:, None]
+        mean: NDArray[np.float64] = np.divide(total, count, out=np.zeros_like(total), where=count != 0)
+        return mean
+
+    def parts(
+        self, arrays: MarketArrays, market: int, items: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Of local items: (k, d) their (B V)_i, and (k,) 1, or 0 where the row of B_m is empty."""
+        slots, n_slots = arrays.market_slots(market).start + items, len(arrays.slot_items)
+        smoothed = _mapped(self.folder, "history_vectors", (n_slots, None))[slots]
+        return smoothed.astype(np.float64), np.asarray(_mapped(self.folder, "history_weights", (n_slots,))[slots])
+
+    def unit_items(self, arrays: MarketArrays, market: int) -> NDArray[np.float64]:
+        """(I, d) the market's item vectors, eq. 10, at length one."""
+        slots = arrays.market_slots(market)
+        return _unit_items(self.folder, slots.start, slots.stop, len(arrays.slot_items))
+
+    def unit_items_in_single(self, arrays: MarketArrays, market: int) -> NDArray[np.float32]:
+        """The same, rounded."""
+        slots = arrays.market_slots(market)
+        return _unit_items_in_single(self.folder, slots.start, slots.stop, len(arrays.slot_items))
+
+    def _score(self, arrays: MarketArrays, market: int, vectors: NDArray[np.float64]) -> Scores:
+        return (unit(vectors) @ self.unit_items(arrays, market).T).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -105,16 +149,54 @@ class M3RecScorer:
     def score(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> Scores:
         """See Scorer."""
         scores = self.cosine.score(arrays, market, users)
-        weight = _mapped(self.cosine.folder, "ease_weights", (arrays.n_markets,))[market] if self.ease else 0
+        weight = self.share(arrays, market)
         if not weight or self.ease is None:
             return scores
-        return np.asarray(scores + np.float32(weight) * self.ease.score(arrays, market, users))
+        return np.asarray(scores + weight * self.ease.score(arrays, market, users))
+
+    def of_histories(self, arrays: MarketArrays, market: int, history: sp.csr_matrix, local: Local) -> Scores:
+        """(B, I) scores for histories (B, I) and U-Loca (B, d), which is 0 for users that training did not know."""
+        scores = self.cosine.of_histories(arrays, market, history, local)
+        weight = self.share(arrays, market)
+        if not weight or self.ease is None:
+            return scores
+        return np.asarray(scores + weight * self.ease.of_histories(arrays, market, history))
+
+    def share(self, arrays: MarketArrays, market: int) -> np.float32:
+        """w_m."""
+        if self.ease is None:
+            return np.float32(0)
+        return np.float32(_mapped(self.cosine.folder, "ease_weights", (arrays.n_markets,))[market])
 
 
-def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def published_scorer(model: str, ease: str) -> M3RecScorer:
+    """The complete model from the folders of the tables `model` and `ease`."""
+    blended = (Path(model) / "ease_weights.npy").is_file()
+    return M3RecScorer(CosineScorer(model), EaseScorer(ease) if blended else None)
+
+
+def _bought(history: sp.csr_matrix) -> tuple[sp.csr_matrix, NDArray[np.intp]]:
+    """The columns that have entries, ascending, and the matrix of these only: what they select is all that is read."""
+    bought, columns = np.unique(history.indices, return_inverse=True)
+    shape = (history.shape[0], len(bought))
+    return sp.csr_matrix((history.data, columns, history.indptr), shape=shape), bought
+
+
+def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows divided by their length; a zero row stays zero."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length != 0)
+
+
+@functools.lru_cache(maxsize=16)
+def _unit_items(folder: str, start: int, stop: int, n_slots: int) -> NDArray[np.float64]:
+    """Item vectors at length one, computed once per process: 8 d bytes an item."""
+    return unit(_mapped(folder, "item_vectors", (n_slots, None))[start:stop].astype(np.float64))
+
+
+@functools.lru_cache(maxsize=16)
+def _unit_items_in_single(folder: str, start: int, stop: int, n_slots: int) -> NDArray[np.float32]:
+    return _unit_items(folder, start, stop, n_slots).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""B-Glob: the filter and the normalisation of B (paper, eq. 7, footnote 2), and B-Glob as the table SIMILARITY.
+"""B-Glob: the filter and the normalisation of B (paper, eq. 7, footnote 2).
 
 Cost: one pass over the rows of B. Notation: row = item in the history, column = item scored.
 """
@@ -6,12 +6,8 @@ Cost: one pass over the rows of B. Notation: row = item in the history, column =
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from pyspark.sql.pandas.types import to_arrow_schema
 from scipy import sparse
-
-from m3rec_spark.schema import SIMILARITY
 
 
 def filter_rows(rows: NDArray[np.float64], epsilon: float) -> sparse.csr_matrix:
@@ -39,16 +35,3 @@ def normalise_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
 def tailor(similarity: sparse.csr_matrix, items: NDArray[np.int32]) -> sparse.csr_matrix:
     """B_m of a market (footnote 2): B-Glob restricted to `items` in their order, and normalised again."""
     return normalise_rows(similarity[items][:, items].tocsr())
-
-
-def similarity_batch(rows: sparse.csr_matrix, first: int) -> pa.RecordBatch:
-    """Rows of B-Glob from item `first` on, as SIMILARITY."""
-    cells = rows.tocoo()
-    columns = [pa.array(cells.row + first, pa.int32()), pa.array(cells.col, pa.int32()), pa.array(cells.data)]
-    return pa.RecordBatch.from_arrays(columns, schema=to_arrow_schema(SIMILARITY))
-
-
-def similarity_matrix(table: pa.Table, n_items: int) -> sparse.csr_matrix:
-    """SIMILARITY, in any order, as an (n, n) float32 CSR."""
-    item_a, item_b, weight = (table[name].to_numpy() for name in SIMILARITY.fieldNames())
-    return sparse.csr_matrix((weight, (item_a, item_b)), shape=(n_items, n_items))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from m3rec_spark.schema import CapacityError
+from m3rec_spark.errors import CapacityError
 
 CGROUP = Path("/sys/fs/cgroup")
 SAFE_SHARE = 0.8  # of what is free; the rest is for Spark, the page cache and what starts meanwhile

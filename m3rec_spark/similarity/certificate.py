@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from m3rec_spark.compiled import compiled
-from m3rec_spark.schema import DataError
+from m3rec_spark.errors import DataError
 
 ALL_COLUMNS = 2048  # up to here the certificate looks at every column
 SAMPLED_COLUMNS = 64

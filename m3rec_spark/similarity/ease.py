@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg import get_lapack_funcs
 
-from m3rec_spark.schema import CapacityError, DataError, UsageError
+from m3rec_spark.errors import CapacityError, DataError, UsageError
 from m3rec_spark.similarity.capacity import require
 from m3rec_spark.similarity.dense import Real, mirror
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3rec_spark.compiled import compiled
-from m3rec_spark.schema import CorruptTableError, DataError
+from m3rec_spark.errors import CorruptTableError, DataError
 
 _ARRAYS = ("indptr", "users", "positions")
 _MAX_USERS = 2**31 - 1

@@ -29,8 +29,9 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from m3rec_spark.compiled import compiled
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
+from m3rec_spark.errors import DataError, UsageError
 from m3rec_spark.paths import replacing
-from m3rec_spark.schema import GRAM, DataError, UsageError
+from m3rec_spark.schema import GRAM
 from m3rec_spark.similarity import philox
 from m3rec_spark.similarity.entries import open_entries
 from m3rec_spark.similarity.gram_rows import Task, cells_of, pack, row_pairs

@@ -32,7 +32,7 @@ from scipy.linalg import blas
 
 from m3rec_spark.compiled import compiled
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
-from m3rec_spark.schema import DataError, UsageError
+from m3rec_spark.errors import DataError, UsageError
 from m3rec_spark.similarity import ease
 from m3rec_spark.similarity.dense import Matrix, mirror, product
 from m3rec_spark.similarity.market_blocks import SHARED, EliminatedWeights, Store, split_items

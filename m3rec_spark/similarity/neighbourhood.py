@@ -25,8 +25,8 @@ from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
 from m3rec_spark.compiled import compiled
+from m3rec_spark.errors import CorruptTableError, DataError, UsageError
 from m3rec_spark.paths import replacing
-from m3rec_spark.schema import CorruptTableError, DataError, UsageError
 from m3rec_spark.similarity.neighbours import choose_neighbours
 from m3rec_spark.similarity.symmetric import SymmetricGram, open_symmetric
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.schema import UsageError
+from m3rec_spark.errors import UsageError
 
 log = logging.getLogger(__name__)
 

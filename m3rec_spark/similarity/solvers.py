@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.schema import CapacityError, UsageError
+from m3rec_spark.errors import CapacityError, UsageError
 from m3rec_spark.similarity import neighbourhood
 from m3rec_spark.similarity.markets import market_cost
 

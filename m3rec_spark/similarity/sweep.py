@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 from tqdm import tqdm
 
+from m3rec_spark.errors import CapacityError, DataError, UsageError
 from m3rec_spark.paths import replacing, write_atomically
-from m3rec_spark.schema import CapacityError, DataError, UsageError
 from m3rec_spark.similarity.sweep_tiles import Tiles, load_column, runs_of_step, save_ahead, sweep_run
 from m3rec_spark.similarity.tasks import run_tasks
 

@@ -23,7 +23,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from m3rec_spark.compiled import compiled
-from m3rec_spark.schema import CorruptTableError, UsageError
+from m3rec_spark.errors import CorruptTableError, UsageError
 
 _INT32_MAX = 2**31 - 1
 _Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], float]

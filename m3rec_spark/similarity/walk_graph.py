@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3rec_spark.compiled import compiled
+from m3rec_spark.errors import CorruptTableError, DataError
 from m3rec_spark.paths import replacing
-from m3rec_spark.schema import CorruptTableError, DataError
 from m3rec_spark.similarity.capacity import require
 
 ITEM = np.dtype(

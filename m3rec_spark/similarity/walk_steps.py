@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3rec_spark.compiled import compiled
-from m3rec_spark.schema import UsageError
+from m3rec_spark.errors import UsageError
 from m3rec_spark.similarity.philox import below, fraction, key, philox4x32
 from m3rec_spark.similarity.walk_graph import WalkGraph
 

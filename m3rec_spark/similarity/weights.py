@@ -8,7 +8,7 @@ Notation: n items; A (n, n) co-occurrence counts; B (n, n) weights, row = item i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +21,9 @@ from scipy import sparse
 
 from m3rec_spark.paths import replacing
 from m3rec_spark.schema import SIMILARITY
-from m3rec_spark.similarity.b_glob import filter_rows, normalise_rows, similarity_batch
+from m3rec_spark.similarity.b_glob import filter_rows, normalise_rows
+from m3rec_spark.similarity.similarity_table import similarity_batch
 from m3rec_spark.similarity.tasks import forget_zip_importers, one_task_blas
-
-MarketRows = Callable[[NDArray[np.int64]], Any]  # local rows, ascending -> (rows, items of the market), dense or CSR
 
 
 class Weights(Protocol):
@@ -128,36 +127,6 @@ def publish_sparse(weights: sparse.csr_matrix, markets: MarketItems, folder: Pat
     for market, items in enumerate(markets):
         block = weights[items][:, items].astype(np.float32).tocsr()
         sparse.save_npz(folder / f"market-{market:05d}.npz", block)
-
-
-def market_rows(folder: str, market: int) -> MarketRows:
-    """B within a market, as a function of the local rows asked for (ascending): (rows, items of the market) float32.
-
-    The rows are a dense array or a CSR, after what the solver published; dense ones are memory-mapped.
-
-    Raises:
-        OSError, ValueError: files are absent or damaged.
-    """
-    place = Path(folder) / f"market-{market:05d}"
-    if place.with_suffix(".npz").is_file():
-        block = sparse.load_npz(place.with_suffix(".npz")).tocsr()
-        return lambda rows: block[rows]
-    files = sorted(place.glob("rows-*.npy"))
-    pieces = [np.load(file, mmap_mode="r") for file in files]
-    if not pieces:
-        raise FileNotFoundError(f"no rows of market {market} in {folder}")
-    starts = np.array([int(file.stem.removeprefix("rows-")) for file in files] + [0])
-    starts[-1] = starts[-2] + len(pieces[-1])
-    if (np.diff(starts) != [len(piece) for piece in pieces]).any() or starts[-1] != pieces[0].shape[1]:
-        raise ValueError(f"rows of market {market} are missing in {folder}")
-
-    def rows_of(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        bounds = np.searchsorted(rows, starts)
-        spans = zip(pieces, starts, bounds[:-1], bounds[1:], strict=False)
-        found = [piece[rows[low:high] - start] for piece, start, low, high in spans if low < high]
-        return np.concatenate(found) if found else np.empty((0, pieces[0].shape[1]), np.float32)
-
-    return rows_of
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:

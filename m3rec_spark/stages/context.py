@@ -14,7 +14,7 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from m3rec_spark.config import Config, Spark
-from m3rec_spark.schema import UsageError
+from m3rec_spark.errors import UsageError
 from m3rec_spark.tables import Workspace
 from m3rec_spark.tracking.runs import Tracker
 

@@ -6,12 +6,12 @@ import logging
 
 import pyarrow as pa
 
+from m3rec_spark.errors import CorruptTableError
 from m3rec_spark.evaluation.metrics import metrics_by_market
 from m3rec_spark.evaluation.ranks import rank_users
 from m3rec_spark.evaluation.report import bars, format_report, report_json, tracked_metrics
 from m3rec_spark.paths import write_atomically
-from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, M3RecScorer, PopularityScorer, Scorer
-from m3rec_spark.schema import CorruptTableError
+from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, PopularityScorer, Scorer, published_scorer
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace, arrow_schema
 
@@ -54,9 +54,5 @@ def _scorer(name: str, workspace: Workspace) -> Scorer:
         return PopularityScorer()
     if name == "ease":
         return EaseScorer(str(workspace.folder("ease")))
-    folder = workspace.folder("model")
-    cosine = CosineScorer(str(folder))
-    if name == "m3rec_cosine":
-        return cosine
-    blended = (folder / "ease_weights.npy").is_file()
-    return M3RecScorer(cosine, EaseScorer(str(workspace.folder("ease"))) if blended else None)
+    folder = str(workspace.folder("model"))
+    return CosineScorer(folder) if name == "m3rec_cosine" else published_scorer(folder, str(workspace.folder("ease")))

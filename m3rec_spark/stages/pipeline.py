@@ -10,10 +10,12 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from m3rec_spark.config import Config, digest, flatten
+from m3rec_spark.errors import CorruptTableError, DataError, MissingTableError
 from m3rec_spark.paths import write_atomically
-from m3rec_spark.schema import SCHEMA_VERSION, STAGES, TABLES, CorruptTableError, DataError, MissingTableError
+from m3rec_spark.schema import SCHEMA_VERSION, STAGES, TABLES
 from m3rec_spark.stages import evaluate, prepare, pretrain, train
 from m3rec_spark.stages.context import Context, spark_session
 from m3rec_spark.stages.prepare import source_digest
@@ -22,6 +24,7 @@ from m3rec_spark.tracking.runs import Tracker, pipeline_run
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 RUN: dict[str, Callable[[Context], None]] = {
     "prepare": prepare.run,
     "pretrain": pretrain.run,
@@ -81,6 +84,24 @@ def plan_pretrain(config: Config, workspace: Workspace) -> str:
     keys = stage_keys(config, _source_digest(config, workspace, reads_source=False))
     require_fresh("prepare", workspace, keys["prepare"])
     return pretrain.plan(Context(config, workspace, Tracker(), keys["pretrain"]))
+
+
+def after(stage: str, name: str, config: Config, workspace: Workspace, action: Callable[[Context], Result]) -> Result:
+    """Does something with what a stage has published, in a tracked run of its own; the context has the stage's key.
+
+    Raises:
+        MissingTableError: the stage, or one before it, has not run on this config and source.
+    """
+    workspace.require_writable()
+    keys = stage_keys(config, _source_digest(config, workspace, reads_source=False))
+    for earlier in STAGES[: STAGES.index(stage) + 1]:
+        require_fresh(earlier, workspace, keys[earlier])
+    workspace.clear_scratch()
+    if not config.tracking.enabled:
+        return action(Context(config, workspace, Tracker(), keys[stage]))
+    with pipeline_run(config.tracking.uri, config.tracking.experiment, f"m3rec {name}", workspace.root) as tracker:
+        tracker.params(dict(flatten(config)))
+        return action(Context(config, workspace, tracker, keys[stage]))
 
 
 def stage_keys(config: Config, source: str) -> dict[str, str]:

@@ -14,11 +14,13 @@ from pyspark.sql import DataFrame, SparkSession
 
 from m3rec_spark.config import Config, digest
 from m3rec_spark.data import clean, indexing, sources, split, summary
-from m3rec_spark.data.arrays import build_arrays, save_arrays
+from m3rec_spark.data.arrays import save_arrays
+from m3rec_spark.data.build_arrays import build_arrays
 from m3rec_spark.data.digests import digest_origin, refuse_workspace_in
+from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.candidates import publish_candidates
 from m3rec_spark.paths import write_atomically
-from m3rec_spark.schema import RESERVED_MARKETS, DataError
+from m3rec_spark.schema import RESERVED_MARKETS
 from m3rec_spark.stages.context import Context
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
+from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.validation import validation_sample
 from m3rec_spark.paths import write_atomically
-from m3rec_spark.schema import DataError
 from m3rec_spark.similarity import entries, gram, skipgram, walks
 from m3rec_spark.similarity.probe import Probe, held_out_pairs
 from m3rec_spark.similarity.solvers import Machine

@@ -16,8 +16,18 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.schema import UsageError, did_you_mean
-from m3rec_spark.similarity import b_glob, ease, gram, markets, neighbourhood, solvers, sweep, symmetric
+from m3rec_spark.errors import UsageError, did_you_mean
+from m3rec_spark.similarity import (
+    b_glob,
+    ease,
+    gram,
+    markets,
+    neighbourhood,
+    similarity_table,
+    solvers,
+    sweep,
+    symmetric,
+)
 from m3rec_spark.similarity import weights as by_rows
 from m3rec_spark.similarity.certificate import Proof, certificate, certificate_columns
 from m3rec_spark.stages.context import Context
@@ -85,7 +95,7 @@ def publish_similarity(context: Context, arrays: MarketArrays, machine: solvers.
 def read_similarity(context: Context, n_items: int, report: Report) -> sparse.csr_matrix:
     """B-Glob; the report gets what the tables say, whichever run made them."""
     facts = context.workspace.facts("ease")
-    similarity = b_glob.similarity_matrix(context.workspace.read_arrow("similarity"), n_items)
+    similarity = similarity_table.similarity_matrix(context.workspace.read_arrow("similarity"), n_items)
     empty = int((np.diff(similarity.indptr) == 0).sum())
     report |= facts | {"similarity_entries": similarity.nnz, "similarity_empty_rows": empty}
     log.info(
@@ -170,7 +180,7 @@ def _approximate(
 
 def _batches(rows: sparse.csr_matrix, block: int = 4096) -> Iterator[pa.RecordBatch]:
     for first in range(0, rows.shape[0], block):
-        yield b_glob.similarity_batch(rows[first : first + block], first)
+        yield similarity_table.similarity_batch(rows[first : first + block], first)
 
 
 def _told(facts: Report) -> str:

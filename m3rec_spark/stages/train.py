@@ -16,13 +16,14 @@ from torch import Tensor
 
 from m3rec_spark.config import Train
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
+from m3rec_spark.errors import CheckpointError, CorruptTableError, UsageError
 from m3rec_spark.evaluation.blend import choose_weights
 from m3rec_spark.evaluation.validation import MEAN, Validator, validation_sample
 from m3rec_spark.models.m3rec import M3Rec, Pairs, margin_loss, market_similarity, softmax_loss
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer
-from m3rec_spark.schema import CheckpointError, CorruptTableError, UsageError
-from m3rec_spark.similarity.b_glob import similarity_matrix, tailor
+from m3rec_spark.similarity.b_glob import tailor
+from m3rec_spark.similarity.similarity_table import similarity_matrix
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace
 from m3rec_spark.training import checkpoint, feed

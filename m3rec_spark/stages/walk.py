@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.schema import CapacityError, UsageError
+from m3rec_spark.errors import CapacityError, UsageError
 from m3rec_spark.similarity import walk_blocks, walk_graph, walks, walks_partitioned
 from m3rec_spark.similarity.solvers import Machine
 from m3rec_spark.stages.context import Context

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from m3rec_spark.errors import CheckpointError
 from m3rec_spark.models.m3rec import M3Rec
-from m3rec_spark.schema import CheckpointError
 from m3rec_spark.training.loop import TrainState
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from m3rec_spark.schema import CorruptTableError, DataError, UsageError
+from m3rec_spark.errors import CorruptTableError, DataError, UsageError
 
 COLUMNS = ["market", "user", "item"]
 BUFFER_ROWS = 1 << 20

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from m3rec_spark.errors import M3RecError
 from m3rec_spark.models.m3rec import M3Rec, Pairs
-from m3rec_spark.schema import M3RecError
 
 log = logging.getLogger(__name__)
 

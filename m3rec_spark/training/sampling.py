@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from m3rec_spark.errors import DataError
 from m3rec_spark.models.m3rec import Pairs
-from m3rec_spark.schema import DataError
 
 if TYPE_CHECKING:
     from m3rec_spark.data.arrays import MarketArrays

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_workspace import publish, publish_shop
 
-from m3rec_spark.data.arrays import build_arrays, open_arrays, save_arrays
-from m3rec_spark.schema import CorruptTableError
+from m3rec_spark.data.arrays import open_arrays, save_arrays
+from m3rec_spark.data.build_arrays import build_arrays
+from m3rec_spark.errors import CorruptTableError
 from m3rec_spark.tables import Workspace
 
 # items: a 0, b 1, c 2, d 3.  M1: x has b, d; y has a, b.  M2: x has b, and d is known from the hold-out only.

@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from m3rec_spark.data import clean as module
 from m3rec_spark.data.clean import BAD, clean, k_core, total
-from m3rec_spark.schema import DataError, UsageError
+from m3rec_spark.errors import DataError, UsageError
 
 Row = tuple[str | None, ...]
 DIRTY: list[Row] = [  # market, user, item, rating, timestamp, malformed

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from m3rec_spark.data.download import XMARKET_FILES, PublicFile, download_xmarket
-from m3rec_spark.schema import DataError, UsageError
+from m3rec_spark.errors import DataError, UsageError
 
 GOOD = b"userId\titemId\trating\nu1\tp1\t1.0\n" * 5000  # several chunks
 FILES = {"s1/train.tsv": PublicFile(len(GOOD), hashlib.sha256(GOOD).hexdigest())}

@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from m3rec_spark.data import digests, sources
 from m3rec_spark.data.clean import clean
 from m3rec_spark.data.sources import Columns, Origin, Part
-from m3rec_spark.schema import DataError, UsageError
+from m3rec_spark.errors import DataError, UsageError
 
 COLUMNS = Columns("market", "user_id", "item_id")
 

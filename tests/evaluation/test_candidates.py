@@ -15,10 +15,10 @@ from scipy.stats import chisquare
 from small_workspace import KEY, publish_random_shop, publish_shop
 
 from m3rec_spark.data.arrays import open_arrays
+from m3rec_spark.errors import CorruptTableError, DataError
 from m3rec_spark.evaluation import candidates
 from m3rec_spark.evaluation.candidates import draw_negatives, eligible_items, local_indices, publish_candidates
 from m3rec_spark.evaluation.contract import require_same_contract, table_digest
-from m3rec_spark.schema import CorruptTableError, DataError
 from m3rec_spark.tables import Workspace
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
+from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.metrics import hr, metrics_by_market, mrr, ndcg
-from m3rec_spark.schema import RANKS, DataError
+from m3rec_spark.schema import RANKS
 
 KERNELS = [mrr, ndcg, hr]
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from m3rec_spark.data.arrays import MarketArrays
+from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation import validation
 from m3rec_spark.evaluation.validation import MEAN, Validator, validation_sample
 from m3rec_spark.models.m3rec import M3Rec
-from m3rec_spark.schema import DataError
 from m3rec_spark.tables import arrow_schema
 
 # Market 0: users 0, 1, items 0-3 (slots 0-3); market 1: user 0, items 2, 3, 5 (slots 4-6).

@@ -9,8 +9,8 @@ import scipy.sparse as sp
 from small_workspace import publish_ease, publish_model, publish_random_shop, publish_shop
 
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
+from m3rec_spark.errors import CorruptTableError
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, M3RecScorer, PopularityScorer, Scorer
-from m3rec_spark.schema import CorruptTableError
 from m3rec_spark.similarity.weights import MarketItems, publish_sparse
 from m3rec_spark.tables import Workspace
 

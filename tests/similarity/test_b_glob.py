@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import sparse
 
-from m3rec_spark.similarity import b_glob
+from m3rec_spark.similarity import b_glob, similarity_table
 
 
 def test_filter_and_normalise_by_hand() -> None:
@@ -43,6 +43,6 @@ def test_tailor_by_hand() -> None:
 
 def test_similarity_round_trip() -> None:
     matrix = sparse.random(20, 20, 0.2, format="csr", dtype=np.float32, random_state=0)
-    batches = [b_glob.similarity_batch(matrix[first : first + 6], first) for first in (0, 6, 12, 18)]
-    found = b_glob.similarity_matrix(pa.Table.from_batches(batches), 20)
+    batches = [similarity_table.similarity_batch(matrix[first : first + 6], first) for first in (0, 6, 12, 18)]
+    found = similarity_table.similarity_matrix(pa.Table.from_batches(batches), 20)
     np.testing.assert_array_equal(found.toarray(), matrix.toarray())

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from m3rec_spark.schema import CapacityError
+from m3rec_spark.errors import CapacityError
 from m3rec_spark.similarity import capacity
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from m3rec_spark.schema import DataError
+from m3rec_spark.errors import DataError
 from m3rec_spark.similarity import certificate as module
 from m3rec_spark.similarity.certificate import certificate, certificate_columns
 

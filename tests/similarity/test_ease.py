@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
-from m3rec_spark.schema import CapacityError, DataError, UsageError
+from m3rec_spark.errors import CapacityError, DataError, UsageError
 from m3rec_spark.similarity import dense, ease
 
 BINARY = arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 9)), elements=st.sampled_from([0.0, 1.0]))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
-from m3rec_spark.schema import CorruptTableError, DataError
+from m3rec_spark.errors import CorruptTableError, DataError
 from m3rec_spark.similarity.entries import Entries, open_entries, save_entries, transpose
 
 HISTORIES = st.lists(st.sets(st.integers(0, 8)), max_size=12)

@@ -16,7 +16,8 @@ from pyspark.sql import SparkSession
 
 from m3rec_spark.data.arrays import MarketArrays, save_arrays
 from m3rec_spark.data.synthetic import generate_arrays
-from m3rec_spark.schema import GRAM, DataError, UsageError
+from m3rec_spark.errors import DataError, UsageError
+from m3rec_spark.schema import GRAM
 from m3rec_spark.similarity import gram as module
 from m3rec_spark.similarity import gram_rows
 from m3rec_spark.similarity.entries import save_entries, transpose

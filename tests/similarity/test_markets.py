@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from m3rec_spark.data.arrays import MarketArrays, save_arrays
-from m3rec_spark.schema import DataError, UsageError
+from m3rec_spark.errors import DataError, UsageError
 from m3rec_spark.similarity import markets
 from m3rec_spark.similarity.certificate import certificate
 from m3rec_spark.similarity.market_blocks import NOBODY, SHARED, EliminatedWeights, split_items

@@ -9,7 +9,7 @@ from gram_table import random_counts, write_gram
 from pyspark.sql import SparkSession
 from scipy import sparse
 
-from m3rec_spark.schema import CorruptTableError, DataError, UsageError
+from m3rec_spark.errors import CorruptTableError, DataError, UsageError
 from m3rec_spark.similarity import ease
 from m3rec_spark.similarity.neighbourhood import (
     BLOCK,

@@ -7,7 +7,7 @@ import pytest
 
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.data.synthetic import generate_arrays
-from m3rec_spark.schema import UsageError
+from m3rec_spark.errors import UsageError
 from m3rec_spark.similarity.probe import Probe, held_out_pairs
 
 

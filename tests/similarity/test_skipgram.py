@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy import sparse, stats
 from torch import Tensor
 
-from m3rec_spark.schema import CapacityError
+from m3rec_spark.errors import CapacityError
 from m3rec_spark.similarity import skipgram
 from m3rec_spark.similarity.probe import Probe
 from m3rec_spark.similarity.skipgram import Noise, fit_item_vectors

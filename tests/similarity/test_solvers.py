@@ -7,7 +7,7 @@ import pytest
 from small_workspace import publish_shop
 
 from m3rec_spark.data.arrays import open_arrays
-from m3rec_spark.schema import CapacityError, UsageError
+from m3rec_spark.errors import CapacityError, UsageError
 from m3rec_spark.similarity.solvers import Catalogue, Machine, catalogue, choose, estimate_all, table
 
 PAPER = Catalogue(12_015, 3_269, (528, 205, 134, 794, 7_085), (1_670, 1_152, 1_111, 2_123, 2_677), (7_109,) * 5)

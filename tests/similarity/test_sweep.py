@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
-from m3rec_spark.schema import CapacityError, DataError, UsageError
+from m3rec_spark.errors import CapacityError, DataError, UsageError
 from m3rec_spark.similarity import sweep as module
 from m3rec_spark.similarity.certificate import certificate
 from m3rec_spark.similarity.sweep import SweptWeights, sweep

@@ -8,7 +8,7 @@ from gram_table import random_counts, write_cells, write_gram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3rec_spark.schema import CorruptTableError, UsageError
+from m3rec_spark.errors import CorruptTableError, UsageError
 from m3rec_spark.similarity.symmetric import SymmetricGram, open_symmetric, symmetric_gram
 
 FIRST = np.array([[5, 2, 0, 1], [2, 3, 1, 0], [0, 1, 1, 0], [1, 0, 0, 2]])

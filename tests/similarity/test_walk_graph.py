@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3rec_spark.schema import CapacityError, CorruptTableError, DataError
+from m3rec_spark.errors import CapacityError, CorruptTableError, DataError
 from m3rec_spark.similarity.walk_graph import (
     WalkGraph,
     _require_63_bits,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 from scipy import stats
 
-from m3rec_spark.schema import WALKS, UsageError
+from m3rec_spark.errors import UsageError
+from m3rec_spark.schema import WALKS
 from m3rec_spark.similarity import walks as module
 from m3rec_spark.similarity.walks import (
     WalkGraph,

@@ -8,7 +8,7 @@ import pytest
 from pyspark.sql import SparkSession
 from scipy import sparse
 
-from m3rec_spark.similarity import b_glob, weights
+from m3rec_spark.similarity import b_glob, similarity_table, weights
 from m3rec_spark.similarity.weights import DenseWeights, MarketItems, Outputs
 
 ITEMS = ([0, 2, 3, 6, 7, 8, 9], [1, 2, 9], [4, 5])  # of each market; 10 is in none
@@ -36,7 +36,7 @@ def published(tmp_path: Path) -> pa.Table:
 
 
 def test_b_glob_is_the_filtered_whole(tmp_path: Path) -> None:
-    found = b_glob.similarity_matrix(published(tmp_path), N)
+    found = similarity_table.similarity_matrix(published(tmp_path), N)
     expected = b_glob.normalise_rows(b_glob.filter_rows(some_weights(), 0.1))
     np.testing.assert_array_equal(found.toarray(), expected.toarray())
 
@@ -63,8 +63,8 @@ def test_on_spark_as_on_the_driver(spark: SparkSession, tmp_path: Path) -> None:
     here, there = tmp_path / "driver", tmp_path / "spark"
     table = published(here)
     frame = weights.similarity_on_spark(spark, DenseWeights(some_weights()), outputs(there))
-    found = b_glob.similarity_matrix(frame.toArrow(), N)
-    np.testing.assert_array_equal(found.toarray(), b_glob.similarity_matrix(table, N).toarray())
+    found = similarity_table.similarity_matrix(frame.toArrow(), N)
+    np.testing.assert_array_equal(found.toarray(), similarity_table.similarity_matrix(table, N).toarray())
     files = sorted(file.relative_to(here) for file in here.rglob("*.npy"))
     assert len(files) > 8
     assert files == sorted(file.relative_to(there) for file in there.rglob("*") if file.is_file())

@@ -11,8 +11,8 @@ from small_workspace import KEY, publish, publish_ease, publish_model, publish_r
 
 from m3rec_spark.config import load
 from m3rec_spark.data.arrays import open_arrays
+from m3rec_spark.errors import CorruptTableError, MissingTableError
 from m3rec_spark.evaluation.candidates import publish_candidates
-from m3rec_spark.schema import CorruptTableError, MissingTableError
 from m3rec_spark.stages import evaluate
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace

@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from m3rec_spark.config import Config, load
-from m3rec_spark.schema import STAGES, CorruptTableError, MissingTableError
+from m3rec_spark.errors import CorruptTableError, MissingTableError
+from m3rec_spark.schema import STAGES
 from m3rec_spark.stages.pipeline import plan_pretrain, run_stages, stage_keys
 from m3rec_spark.tables import Workspace
 from m3rec_spark.tracking.runs import tracking_uri

@@ -14,7 +14,8 @@ from pyspark.sql import functions as F
 from m3rec_spark.config import Config, load
 from m3rec_spark.data import indexing
 from m3rec_spark.data.arrays import open_arrays
-from m3rec_spark.schema import TABLES, DataError, UsageError
+from m3rec_spark.errors import DataError, UsageError
+from m3rec_spark.schema import TABLES
 from m3rec_spark.stages import prepare
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace

@@ -14,12 +14,13 @@ from small_workspace import publish, publish_random_shop, publish_shop
 
 from m3rec_spark.config import load
 from m3rec_spark.data.arrays import open_arrays
-from m3rec_spark.schema import TABLES, CapacityError, DataError, UsageError
-from m3rec_spark.similarity.b_glob import similarity_matrix
+from m3rec_spark.errors import CapacityError, DataError, UsageError
+from m3rec_spark.schema import TABLES
+from m3rec_spark.similarity.market_rows import market_rows
+from m3rec_spark.similarity.similarity_table import similarity_matrix
 from m3rec_spark.similarity.solvers import Machine
 from m3rec_spark.similarity.walk_graph import graph_bytes
 from m3rec_spark.similarity.walks import walk_matrix
-from m3rec_spark.similarity.weights import market_rows
 from m3rec_spark.stages import pretrain, walk
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace
@@ -253,9 +254,7 @@ def test_the_graph_is_mapped_where_it_fits_in_a_worker(tmp_path: Path) -> None:
 
     assert engine(size) == "broadcast"  # though no task may take that much
     assert engine(size - 1) == "partitioned"
-    with pytest.raises(
-        CapacityError, match=rf"holds {of_items:,} bytes for the 31 items.*pyspark.memory"
-    ):
+    with pytest.raises(CapacityError, match=rf"holds {of_items:,} bytes for the 31 items.*pyspark.memory"):
         engine(size - 1, task_bytes=2 * of_items)
 
 

@@ -15,8 +15,8 @@ from small_workspace import publish_ease
 
 from m3rec_spark.config import load
 from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
+from m3rec_spark.errors import CheckpointError, MissingTableError, UsageError
 from m3rec_spark.models.m3rec import M3Rec, Pairs
-from m3rec_spark.schema import CheckpointError, MissingTableError, UsageError
 from m3rec_spark.stages import train
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace, arrow_schema

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from m3rec_spark.data.arrays import MarketArrays
+from m3rec_spark.errors import CheckpointError
 from m3rec_spark.models.m3rec import M3Rec, softmax_loss
-from m3rec_spark.schema import CheckpointError
 from m3rec_spark.training import checkpoint
 from m3rec_spark.training.loop import TrainState, fit, optimizers
 from m3rec_spark.training.sampling import PairSampler

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m3rec_spark.schema import CorruptTableError, DataError, UsageError
+from m3rec_spark.errors import CorruptTableError, DataError, UsageError
 from m3rec_spark.training import feed
 
 ROWS = 1100

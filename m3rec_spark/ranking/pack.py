@@ -1,0 +1,104 @@
+"""Packs the published tables of a workspace into the folder that serves (bundle). Memory: the ids of all users."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from m3rec_spark.data.arrays import MarketArrays, open_arrays
+from m3rec_spark.errors import CorruptTableError
+from m3rec_spark.ranking.bundle import Places, seal_bundle
+from m3rec_spark.ranking.explain import save_shoppers
+from m3rec_spark.ranking.ids import save_ids
+from m3rec_spark.ranking.scorers import published_scorer
+from m3rec_spark.similarity.similarity_table import similarity_matrix
+from m3rec_spark.tables import Workspace
+
+log = logging.getLogger(__name__)
+
+_SERVED = ("item_vectors", "history_vectors", "history_weights", "user_vectors", "ease_weights")
+
+
+def pack(workspace: Workspace, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Fills an empty folder with what serves the published model.
+
+    Args:
+        workspace: with the tables of prepare, pretrain and train.
+        folder: empty.
+        facts: what bundle.json says of the model.
+    """
+    arrays = open_arrays(workspace.folder("arrays"))
+    shutil.copytree(workspace.folder("arrays"), folder / "arrays")
+    (folder / "model").mkdir()
+    for name in _SERVED:
+        source = workspace.folder("model") / f"{name}.npy"
+        if source.is_file() or name != "ease_weights":
+            shutil.copy(source, folder / "model")
+    _copy_ease(workspace, folder, arrays)
+    lay_out(workspace, folder)
+    seal_bundle(folder, facts)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    sizes = arrays.n_markets, arrays.n_rows, arrays.n_items, size / 1e6
+    log.info("packed %d markets, %d users and %d items into %.0f MB", *sizes)
+
+
+def lay_out(workspace: Workspace, folder: Path) -> Places:
+    """Writes into a folder what a workspace lacks to serve; gives where all parts are, the others in its tables."""
+    arrays = open_arrays(workspace.folder("arrays"))
+    for name in ("shoppers", "world", "ids"):
+        (folder / name).mkdir()
+    save_shoppers(arrays, folder / "shoppers")
+    _save_world(workspace, folder / "world", arrays.n_items)
+    _save_ids(workspace, folder / "ids", arrays)
+    tables = {name: str(workspace.folder(name)) for name in ("arrays", "model", "ease")}
+    return Places(**tables, **{name: str(folder / name) for name in ("shoppers", "world", "ids")})
+
+
+def _copy_ease(workspace: Workspace, folder: Path, arrays: MarketArrays) -> None:
+    """B of the markets that have a share of it: the others never ask for it."""
+    scorer = published_scorer(str(folder / "model"), "")
+    (folder / "ease").mkdir()
+    for market in range(arrays.n_markets):
+        if scorer.share(arrays, market):
+            for source in workspace.folder("ease").glob(f"market-{market:05d}*"):
+                target = folder / "ease" / source.name
+                shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+
+
+def _save_world(workspace: Workspace, folder: Path, n_items: int) -> None:
+    """V-Glob and B-Glob, as arrays that can be mapped."""
+    table = workspace.read_arrow("item_vectors")
+    flat = table["vector"].combine_chunks().flatten().to_numpy()
+    vectors = np.zeros((n_items, len(flat) // max(1, len(table))), np.float32)
+    vectors[table["item"].to_numpy()] = flat.reshape(len(table), -1)
+    np.save(folder / "item_vectors.npy", vectors)
+    similarity = similarity_matrix(workspace.read_arrow("similarity"), n_items)
+    similarity.sort_indices()
+    for name in ("data", "indices", "indptr"):
+        np.save(folder / f"{name}.npy", getattr(similarity, name))
+
+
+def _save_ids(workspace: Workspace, folder: Path, arrays: MarketArrays) -> None:
+    """markets.arrow, items.arrow and users.arrow (by row), in the order of their indices."""
+    for name, index, size in (("markets", "market", arrays.n_markets), ("items", "item", arrays.n_items)):
+        table = workspace.read_arrow(name, [index, f"{index}_id"])
+        save_ids(folder / f"{name}.arrow", _in_order(table[index].to_numpy(), table[f"{index}_id"], size))
+    users = workspace.read_arrow("users")
+    rows = arrays.user_offsets[users["market"].to_numpy()] + users["user"].to_numpy()
+    save_ids(folder / "users.arrow", _in_order(rows, users["user_id"], arrays.n_rows))
+
+
+def _in_order(index: NDArray[Any], ids: pa.ChunkedArray, size: int) -> pa.Array:
+    order = np.argsort(index)
+    if not np.array_equal(index[order], np.arange(size)):
+        raise CorruptTableError("the ids do not number the rows of the arrays: run `m3rec prepare --force`")
+    found = pc.take(ids.cast(pa.large_string()), pa.array(order))
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
