@@ -39,13 +39,14 @@ from harness import (
 from shops import publish, with_long_history
 
 from m3rec_spark.config import Gram
-from m3rec_spark.data.arrays import MarketArrays, build_arrays, save_arrays
+from m3rec_spark.data.arrays import MarketArrays, save_arrays
+from m3rec_spark.data.build_arrays import build_arrays
 from m3rec_spark.data.synthetic import generate_arrays
 from m3rec_spark.similarity.entries import save_entries, transpose
 from m3rec_spark.similarity.gram import GramReport, write_gram
 from m3rec_spark.tables import Workspace
 
-QUICK = {"markets": 5, "own": 1000, "shared": 3000, "history": 80.0, "users": 2_000, "mkl_users": 40_000,
+QUICK = {"markets": 5, "own": 1000, "shared": 3000, "history": 80.0, "users": 1_000, "mkl_users": 40_000,
          "pairs_per_task": Gram().pairs_per_task, "peers": "mkl,sql,mllib"}  # fmt: skip
 FULL = QUICK | {"users": 20_000, "peers": "mkl,sql"}  # MLlib does not end in minutes there
 SQL = """

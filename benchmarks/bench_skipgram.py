@@ -45,7 +45,7 @@ def main() -> None:
         return
     sizes = arguments(__doc__, QUICK, FULL)
     shop = Shop(sizes.items, sizes.users, sizes.per_item)
-    for shrink in (True, False):
+    for shrink in (True, False) if sizes.full else (True,):
         bench_gensim(shop, sizes.epochs, shrink)
     bench_smoothing(Shop(sizes.smooth_items, sizes.smooth_users, per_item=4))
 

@@ -3,7 +3,7 @@
 driver: both sides from the Gram's Parquet folder to the inverse, ours in tiles on disk; two threads each (two tasks of
 one thread). The peer is dpotrf and dpotri in place, which is what EASE needs and three times less work than
 numpy.linalg.inv. spin: ours from the Parquet folder again, loading included; the peer from a BlockMatrix in memory, its
-better block size of two.
+better block size of two (with --full; else quarters).
 --full: a catalogue of 30,000 items, with the largest process (target: 4 GB). --laws: time over items and over the
 side of a tile, shuffled bytes.
 """
@@ -59,7 +59,8 @@ def main() -> None:
         against_lapack(spark, Work(spark, Path(folder) / "driver", sizes.items, sizes.tile))
         if sizes.large_items:
             at_full_size(spark, Work(spark, Path(folder) / "large", sizes.large_items, sizes.tile))
-        against_spin(spark, Work(spark, Path(folder) / "spin", sizes.spin_items, sizes.tile))
+        parts = (4, 8) if sizes.full else (4,)
+        against_spin(spark, Work(spark, Path(folder) / "spin", sizes.spin_items, sizes.tile), parts)
 
 
 class Work:
@@ -110,10 +111,10 @@ def against_lapack(spark: Any, work: Work) -> None:
     )  # fmt: skip
 
 
-def against_spin(spark: Any, work: Work) -> None:
+def against_spin(spark: Any, work: Work, tried: tuple[int, ...]) -> None:
     lower = work.dense()
     A = np.tril(lower) + np.tril(lower, -1).T
-    matrices = {parts: spin.block_matrix(spark, A, -(-work.n // parts)) for parts in (4, 8)}
+    matrices = {parts: spin.block_matrix(spark, A, -(-work.n // parts)) for parts in tried}
     seconds = {}
     for parts, matrix in matrices.items():
         start = time.perf_counter()

@@ -135,9 +135,11 @@ def compare(
         theirs: a run of the peer, on the same data, for the same result.
         check: is given both results of the warm-up; raises where they are not what they should be.
         runs: of each side. A side that has used up its budget is not run again; where the warm-up alone did, it counts.
-        budget_s: of each side, warm-up included.
+        budget_s: of each side, warm-up included; half of it without --full.
         extra: figures for the row from both results.
     """
+    if "--full" not in sys.argv:
+        budget_s /= 2
     gflops = gemm_gflops()
     warm = {"ours": rep(ours), "peer": rep(theirs)}
     if check is not None:

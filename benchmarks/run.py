@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness import RESULTS, ROOT, THREADS
 
-STAGES = ("gram", "ease", "sweep", "neighbourhood", "walks", "skipgram")
+STAGES = ("gram", "ease", "sweep", "neighbourhood", "walks", "skipgram", "recommend", "serving")
 
 
 def main() -> None:
