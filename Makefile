@@ -12,7 +12,7 @@ ARGS ?=# more arguments for the command, as in: make test ARGS="-k ease"
 BIN := .venv/bin
 WITH_JAVA = JAVA_HOME="$$(cat .venv/java_home)"
 
-.PHONY: help setup setup-python demo xmarket doctor test check peers bench bench-full wheel clean
+.PHONY: help setup setup-python demo xmarket doctor test check peers bench bench-full docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,9 @@ bench: setup peers ## stages of pretraining against their peers, quick sizes
 
 bench-full: setup peers ## the same with the large sizes, and the scaling laws
 	@$(WITH_JAVA) $(BIN)/python benchmarks/run.py --full $(ARGS)
+
+docs: setup-python ## the documents as a site: build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
 
 wheel: setup-python ## dist/m3rec_spark-*.whl
 	@rm -rf build/lib build/bdist.* dist
