@@ -73,13 +73,13 @@ def bench_driver(folder: Path, n: int, users: int, numpy2: bool) -> None:
     given = {"arrays": str(folder), "n_items": n, "lambda_f": LAMBDA, "numpy2": numpy2}
     with peer_process("numpy_inverse", **given) as theirs:
         version = "2.3" if numpy2 else "1.26"
-        compare("driver", f"numpy.linalg.inv {version}", f"n={n}", ours, theirs, check, runs=3, budget_s=35)
+        compare("driver", f"numpy.linalg.inv {version}", f"n={n}", ours, theirs, check, budget_s=35)
     if numpy2:
 
         def by_lapack() -> dict:
             return {"sample": solve_by_lapack(batches, n)[np.ix_(sample, sample)].tolist()}
 
-        compare("driver", "LAPACK potrf + potri", f"n={n}", ours, by_lapack, check, runs=3, budget_s=35)
+        compare("driver", "LAPACK potrf + potri", f"n={n}", ours, by_lapack, check, budget_s=35)
 
 
 def bench_markets(folder: Path, count: int, own: int, shared: int, users: int) -> None:
@@ -106,7 +106,6 @@ def bench_markets(folder: Path, count: int, own: int, shared: int, users: int) -
         ours,
         theirs,
         check,
-        runs=3,
         budget_s=25,
         extra=lambda *_: work.b_glob(spark),
     )

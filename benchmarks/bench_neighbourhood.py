@@ -105,9 +105,7 @@ def against_exact(spark: Any, name: str, shop: list[Market], folder: Path, neigh
             quality["ndcg_10_exact"], quality["ndcg_10"] = ndcg_10(shop, exact), ndcg_10(shop, approximate)
 
     size = f"{name} n={n} m={neighbours}"
-    harness.compare(
-        "neighbourhood", "own driver, exact", size, ours, theirs, runs=3, budget_s=15, extra=lambda *_: quality
-    )
+    harness.compare("neighbourhood", "own driver, exact", size, ours, theirs, budget_s=15, extra=lambda *_: quality)
 
 
 def against_sansa(spark: Any, shop: list[Market], folder: Path, neighbours: int) -> None:
@@ -131,7 +129,7 @@ def against_sansa(spark: Any, shop: list[Market], folder: Path, neighbours: int)
     given = {"folder": str(folder), "lambda_f": LAMBDA, "density": neighbours / n}
     with harness.peer_process("sansa_ease", **given) as theirs:
         size = f"generated n={n} m={neighbours}"
-        harness.compare("neighbourhood", "sansa 1.1 cholmod", size, ours, theirs, runs=3, budget_s=15, extra=quality)
+        harness.compare("neighbourhood", "sansa 1.1 cholmod", size, ours, theirs, budget_s=15, extra=quality)
 
 
 def laws(spark: Any, folder: Path) -> None:

@@ -121,7 +121,7 @@ def against_library(spark: Any, shop: Shop, library: str, k: int) -> None:
     given = {"folder": str(shop.folder), "k": k, "threads": harness.THREADS, "library": library, "compared": COMPARED}
     with harness.peer_process("topk", **given) as theirs:
         harness.compare(
-            "recommend", f"{library} top-k", f"{shop.size} k={k}", lambda: shop.run(spark, k), theirs, check, runs=3,
+            "recommend", f"{library} top-k", f"{shop.size} k={k}", lambda: shop.run(spark, k), theirs, check,
             budget_s=30, extra=kernel,
         )  # fmt: skip
 
@@ -137,7 +137,7 @@ def against_als(spark: Any, shop: Shop, k: int) -> None:
         return 0
 
     harness.compare(
-        "recommend", "ALSModel.recommendForAllUsers", f"{shop.size} k={k}", lambda: shop.run(spark, k), theirs, runs=3,
+        "recommend", "ALSModel.recommendForAllUsers", f"{shop.size} k={k}", lambda: shop.run(spark, k), theirs,
         budget_s=30,
     )  # fmt: skip
 

@@ -106,7 +106,7 @@ def against_lapack(spark: Any, work: Work) -> None:
     before = shuffled_bytes(spark)
     size = f"n={work.n} tile={work.tile}"
     harness.compare(
-        "sweep", "LAPACK potrf + potri", size, ours, theirs, same, runs=3, budget_s=30,
+        "sweep", "LAPACK potrf + potri", size, ours, theirs, same, budget_s=30,
         extra=lambda *_: {"shuffled_bytes": shuffled_bytes(spark) - before},
     )  # fmt: skip
 
@@ -133,7 +133,7 @@ def against_spin(spark: Any, work: Work, tried: tuple[int, ...]) -> None:
     }
     size = f"n={work.n} tile={work.tile}"
     harness.compare(
-        "sweep", "SPIN on BlockMatrix", size, lambda: corner(work.sweep()), theirs, same, runs=3, budget_s=30,
+        "sweep", "SPIN on BlockMatrix", size, lambda: corner(work.sweep()), theirs, same, budget_s=30,
         extra=lambda *_: extra,
     )  # fmt: skip
     spark.catalog.clearCache()

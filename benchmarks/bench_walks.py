@@ -144,7 +144,7 @@ def bench_partitioned(spark: Any, shop: Shop) -> None:
         tables = (walks.walk_matrix(ds.dataset(place, format="parquet").to_table()) for place in (mine, other))
         np.testing.assert_array_equal(*tables)
 
-    compare("walks", f"own partitioned, {MARKETS} blocks", shop.size, ours, theirs, check, runs=3, budget_s=30)
+    compare("walks", f"own partitioned, {MARKETS} blocks", shop.size, ours, theirs, check, budget_s=30)
 
 
 def bench_joins(spark: Any, shop: Shop) -> None:
@@ -161,7 +161,7 @@ def bench_joins(spark: Any, shop: Shop) -> None:
     def check(mine: int, other: int) -> None:
         assert mine == other
 
-    compare("walks", "a join per step", shop.size, ours, theirs, check, runs=3, budget_s=40)
+    compare("walks", "a join per step", shop.size, ours, theirs, check, budget_s=40)
     adjacency.unpersist()
 
 

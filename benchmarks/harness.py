@@ -91,7 +91,8 @@ def give_back() -> None:
     """Memory that this process keeps for later goes back to the machine, so that the next run is seen to take it."""
     gc.collect()
     pa.default_memory_pool().release_unused()
-    ctypes.CDLL(None).malloc_trim(0)
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
+        trim(0)
 
 
 def private_bytes() -> int:

@@ -118,7 +118,7 @@ def certificate_step(chosen: argparse.Namespace) -> Iterator[Step]:
     seconds = []
     for sample in (some, some, batch):  # compiled; without cells; with them
         start = time.perf_counter()
-        certificate([sample], zeros, columns, 1.0, np.ones(1), **any_residual)
+        certificate(lambda sample=sample: [sample], zeros, columns, 1.0, np.ones(1), **any_residual)
         seconds.append(time.perf_counter() - start)
     pairs = chosen.interactions * (chosen.history * chosen.dispersion + 1) / 2
     hours = (seconds[2] - seconds[1]) / cells * pairs / 3600

@@ -117,7 +117,7 @@ class Ease(Section):
     """Items on the side of a tile of the sweep."""
     neighbours: PositiveInt = 200
     """Strongest co-occurring items of each item in the neighbourhood solver."""
-    memory_gb: PositiveFloat | None = None
+    memory_gb: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """What the solver may take; null: 80% of what the machine (or its container) has free."""
 
 
@@ -351,6 +351,8 @@ def _explain(problem: Any) -> str:
         known = list(section.model_fields)
         hint = did_you_mean(location[-1], known) or f" Known here: {', '.join(known)}."
         return f"{key}: unknown key.{hint}"
-    if location[-1] == "[key]":  # no, on, 1: YAML takes them for truth values and numbers
-        return f"{'.'.join(location[:-2])}: the key {problem['input']!r} is not text: write it in quotes"
+    if location[-1] == "[key]" or problem["type"] == "invalid_key":  # no, on, 1: YAML's truth values and numbers
+        named, depth = (problem["input"], 2) if location[-1] == "[key]" else (location[-1], 1)
+        where = ".".join(location[:-depth]) or "the config"
+        return f"{where}: the key {named!r} is not text: write it in quotes"
     return f"{key}: {problem['msg']}, got {problem['input']!r}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pyspark.sql import types as T
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RESERVED_MARKETS = frozenset({"all", "mean", "(none)"})  # rows of the reports that are no market
 
 

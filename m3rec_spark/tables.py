@@ -115,7 +115,13 @@ class Workspace:
     def read_arrow(self, name: str, columns: list[str] | None = None, filter: ds.Expression | None = None) -> pa.Table:
         """A published table, read without a JVM. For tables that do not grow with users, or a bounded part of one."""
         source = ds.dataset(self.folder(name), schema=arrow_schema(name), format="parquet")
-        return source.to_table(columns=columns, filter=filter)
+        try:
+            return source.to_table(columns=columns, filter=filter)
+        except (pa.ArrowException, OSError) as error:
+            told = str(error).splitlines()[0]
+            raise CorruptTableError(
+                f"table '{name}' in {self.root} is damaged ({told}): {_rerun(name, force=True)}"
+            ) from None
 
     @contextlib.contextmanager
     def publishing(self, name: str, key: str, rows: int = 0, extra: Mapping[str, Any] | None = None) -> Iterator[Path]:
@@ -148,24 +154,18 @@ class Workspace:
         self, frame: DataFrame, name: str, key: str, extra: Mapping[str, Any] | None = None, rows_per_file: int = 0
     ) -> Manifest:
         """Publishes a DataFrame as a table. rows_per_file: 0 for no limit."""
-        schema = _schema(name)
+        _schema(name)  # refused before a folder is made
         with self.publishing(name, key, extra=extra) as folder:
-            writer = frame.select(*(frame[c.name].cast(c.dataType) for c in schema)).write.mode("append")
-            writer.option("maxRecordsPerFile", rows_per_file).parquet(str(folder))
+            fill(folder, frame, name, rows_per_file)
         return self._published(name)
 
     def write_arrow(
         self, batches: pa.Table | Iterator[pa.RecordBatch], name: str, key: str, extra: Mapping[str, Any] | None = None
     ) -> Manifest:
         """Publishes Arrow data made on the driver (batches of the table's `arrow_schema`)."""
-        schema = arrow_schema(name)
-        stream = batches.cast(schema).to_batches() if isinstance(batches, pa.Table) else batches
-        with (
-            self.publishing(name, key, extra=extra) as folder,
-            pq.ParquetWriter(folder / "part-0.parquet", schema) as writer,
-        ):
-            for batch in stream:
-                writer.write_batch(batch)
+        _schema(name)
+        with self.publishing(name, key, extra=extra) as folder:
+            fill_arrow(folder, batches, name)
         return self._published(name)
 
     @contextlib.contextmanager
@@ -194,6 +194,11 @@ class Workspace:
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
 
+    def resumable_bytes(self, purpose: str, key: str) -> int:
+        """Bytes of what `resumable` keeps under a key."""
+        folder = self.root / "_resumable" / purpose / key[:16]
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
     def clear_resumable(self, purpose: str) -> None:
         """Removes work that no run will go on with."""
         shutil.rmtree(self.root / "_resumable" / purpose, ignore_errors=True)
@@ -216,6 +221,21 @@ class Workspace:
             if path.stat().st_size != size:
                 return f"{file} has {path.stat().st_size} bytes, not {size}"
         return ""
+
+
+def fill(folder: Path, frame: DataFrame, name: str, rows_per_file: int = 0) -> None:
+    """Writes a DataFrame into a folder of `publishing`, with the columns of the table."""
+    writer = frame.select(*(frame[c.name].cast(c.dataType) for c in _schema(name))).write.mode("append")
+    writer.option("maxRecordsPerFile", rows_per_file).parquet(str(folder))
+
+
+def fill_arrow(folder: Path, batches: pa.Table | Iterator[pa.RecordBatch], name: str) -> None:
+    """Writes Arrow data into a folder of `publishing`."""
+    schema = arrow_schema(name)
+    stream = batches.cast(schema).to_batches() if isinstance(batches, pa.Table) else batches
+    with pq.ParquetWriter(folder / "part-0.parquet", schema) as writer:
+        for batch in stream:
+            writer.write_batch(batch)
 
 
 def arrow_schema(name: str) -> pa.Schema:

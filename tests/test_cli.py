@@ -70,7 +70,7 @@ def test_a_workspace_over_its_source_is_refused_before_anything_is_written(
     assert [file.name for file in tmp_path.iterdir()] == ["orders.csv"]
 
 
-@pytest.mark.parametrize("job", ["prepare", "pretrain", "train", "evaluate"])
+@pytest.mark.parametrize("job", [file.stem for file in sorted((ROOT / "jobs").glob("*.py"))])
 def test_a_job_is_its_verb(job: str, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, ROOT / "jobs" / f"{job}.py", "--print-config", "train.epochs=3"],

@@ -16,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.evaluation.candidates import local_indices, market_blocks
 from m3rec_spark.evaluation.metrics import ndcg
 from m3rec_spark.evaluation.ranks import expected_ranks
+from m3rec_spark.evaluation.validation import sample_blocks
 from m3rec_spark.ranking.scorers import Scorer
 
 BLOCK = 256  # users scored at once
@@ -38,15 +38,8 @@ def choose_weights(
     """
     weights = np.zeros(arrays.n_markets, np.float32)
     ranks: dict[int, list[NDArray[np.float64]]] = {}
-    negatives = sample["negatives"].combine_chunks()
-    users, positives = (sample[name].to_numpy() for name in ("user", "positive"))
-    for market, rows in market_blocks(sample["market"].to_numpy(), BLOCK):
-        local = local_indices(arrays, market, positives[rows])
-        lists = negatives.take(pa.array(rows))
-        rivals = np.zeros((len(rows), len(arrays.slot_items[arrays.market_slots(market)])), np.bool_)
-        owner = np.repeat(np.arange(len(rows)), lists.value_lengths().to_numpy())
-        rivals[owner, local_indices(arrays, market, lists.flatten().to_numpy())] = True
-        base, added = (scorer.score(arrays, market, users[rows]) for scorer in (cosine, ease))
+    for market, users, local, rivals in sample_blocks(arrays, sample, BLOCK):
+        base, added = (scorer.score(arrays, market, users) for scorer in (cosine, ease))
         block = [expected_ranks(base + np.float32(weight) * added, local, rivals) for weight in tried]
         ranks.setdefault(market, []).append(np.stack(block))
     for market, blocks in ranks.items():

@@ -5,7 +5,7 @@ Cost per epoch: users x (items in the lists of a block of users) x d; memory: th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from m3rec_spark.evaluation.candidates import local_indices, market_blocks
 from m3rec_spark.evaluation.metrics import ndcg
 from m3rec_spark.evaluation.ranks import expected_ranks
 from m3rec_spark.models.m3rec import M3Rec, unit
+from m3rec_spark.ranking.scorers import Scorer
 from m3rec_spark.training.sampling import gather_histories, starts
 
 BLOCK = 256  # users scored at once
@@ -98,6 +99,28 @@ class Validator:
             f"{self._market_ids[market]}/valid_ndcg_10": ndcg(np.concatenate(parts)) for market, parts in ranks.items()
         }
         return {MEAN: float(np.mean(list(by_market.values()))), **by_market}
+
+
+def sample_blocks(
+    arrays: MarketArrays, sample: pa.Table, size: int
+) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.intp], NDArray[np.bool_]]]:
+    """(market, users (B,), their positives (B,) as local items, their rivals (B, I)) of the sample, block by block."""
+    negatives = sample["negatives"].combine_chunks()
+    users, positives = (sample[name].to_numpy() for name in ("user", "positive"))
+    for market, rows in market_blocks(sample["market"].to_numpy(), size):
+        lists, slots = negatives.take(pa.array(rows)), arrays.market_slots(market)
+        rivals = np.zeros((len(rows), slots.stop - slots.start), np.bool_)
+        owner = np.repeat(np.arange(len(rows)), lists.value_lengths().to_numpy())
+        rivals[owner, local_indices(arrays, market, lists.flatten().to_numpy())] = True
+        yield market, users[rows], local_indices(arrays, market, positives[rows]), rivals
+
+
+def mean_ndcg(scorer: Scorer, arrays: MarketArrays, sample: pa.Table) -> float:
+    """NDCG@10 of a model on the sample, the mean over the markets."""
+    ranks: dict[int, list[NDArray[np.float64]]] = {}
+    for market, users, positives, rivals in sample_blocks(arrays, sample, BLOCK):
+        ranks.setdefault(market, []).append(expected_ranks(scorer.score(arrays, market, users), positives, rivals))
+    return float(np.mean([ndcg(np.concatenate(blocks)) for blocks in ranks.values()]))
 
 
 def _block(arrays: MarketArrays, sample: pa.Table, market: int, rows: NDArray[np.intp]) -> _Block:

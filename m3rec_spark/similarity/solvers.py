@@ -147,7 +147,7 @@ _WAY_OUT = {
     "driver": "set ease.solver=auto, or ease.precision=float32 (half the memory)",
     "cuda": "set ease.solver=auto, or ease.precision=float32 (half the memory)",
     "markets": "set ease.solver=auto, or give tasks more memory (spark.executor.pyspark.memory, fewer at once)",
-    "sweep": "lower ease.tile, or give tasks more memory (spark.executor.pyspark.memory, fewer at once)",
+    "sweep": "give tasks more memory (spark.executor.pyspark.memory, fewer at once)",
     "neighbourhood": "lower ease.neighbours",
 }
 _WAYS_OUT = (
@@ -167,6 +167,11 @@ def table(estimates: Iterable[Estimate], chosen: Estimate | None = None) -> str:
         note = "  <- chosen" if one == chosen else f"  {one.obstacle}" if one.obstacle else ""
         lines.append(f"{one.solver:<14}{one.flops:>9.1e}{one.seconds:>9.0f}{sizes}{note}")
     return "\n".join(lines)
+
+
+def estimate_driver(n_items: int, machine: Machine) -> Estimate:
+    """The cost of the solver `driver` in float64, published tables aside."""
+    return _driver(Catalogue(n_items, 0, (), (), ()), machine, 8)
 
 
 def _driver(goods: Catalogue, machine: Machine, itemsize: int) -> Estimate:

@@ -22,7 +22,8 @@ def one_task_blas() -> Any:
 
     Tasks run beside each other: with more threads they would only wait for one another.
     """
-    return threadpool_limits(int(os.environ.get("OMP_NUM_THREADS", "1")))  # Spark sets it to spark.task.cpus
+    cores = os.environ.get("OMP_NUM_THREADS", "1")  # Spark sets it to spark.task.cpus
+    return threadpool_limits(int(cores.split(",")[0]))
 
 
 def run_tasks(spark: SparkSession, tasks: int, work: Callable[[int], list[int]]) -> list[list[int]]:

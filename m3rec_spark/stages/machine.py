@@ -53,7 +53,10 @@ def _executor_bytes(spark: SparkSession) -> int:
 
 
 def _tasks_of_executor(spark: SparkSession) -> int:
-    cores = int(spark.conf.get("spark.executor.cores", "1") or 1)
+    """Where spark.executor.cores is not set: one on YARN and Kubernetes; standalone gives all cores of a worker."""
+    standalone = (spark.conf.get("spark.master", "") or "").startswith("spark://")
+    unset = task_slots(spark) if standalone else 1  # at most so many
+    cores = int(spark.conf.get("spark.executor.cores", None) or unset)
     return cores // int(spark.conf.get("spark.task.cpus", "1") or 1)
 
 

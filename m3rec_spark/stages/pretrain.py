@@ -47,13 +47,13 @@ def run(context: Context) -> None:
     arrays = _arrays(context)
     report: Report = {"items": arrays.n_items, "pairs": len(arrays.slots), "seconds": {}}
     machine = _machine(context)
-    solver = _plan(context, arrays, machine, report)
+    chosen = _plan(context, arrays, machine, report)
     for line in report["plan"].splitlines():
         log.info("%s", line)
     with _timed("gram", report):
         _publish_gram(context, arrays, report)
     with _timed("ease", report):  # its memory is given back when the step ends
-        similarity = _similarity(context, arrays, machine, solver, report)
+        similarity = _similarity(context, arrays, machine, chosen, report)
     with _timed("walks", report):
         degrees = walk.publish_walks(context, arrays, machine, report)
     with _timed("skipgram", report):
@@ -87,19 +87,20 @@ def _arrays(context: Context) -> MarketArrays:
     return arrays
 
 
-def _plan(context: Context, arrays: MarketArrays, machine: Machine, report: Report) -> str:
-    """The solver to use. Refuses what cannot be done, or does not fit, before the first step starts."""
+def _plan(context: Context, arrays: MarketArrays, machine: Machine, report: Report) -> Report:
+    """The choice of `solve.plan`. Refuses what cannot be done, or does not fit, before the first step starts."""
     solve.market_weights(context)
     n, settings, steps = arrays.n_items, context.config.skipgram, context.config.walks
-    chosen, report["plan"] = solve.plan(context, arrays, machine)
+    chosen = solve.plan(context, arrays, machine)
+    report["plan"] = chosen["plan"]
     report["bytes"] = {
-        "ease": chosen.driver_bytes,
+        "ease": chosen["ease_bytes"],
         "walks": walk.plan(context, arrays, machine)[1],
         "skipgram": skipgram.plan(
             n, n * steps.per_item, steps.length, settings.dimension, settings.shared, settings.batch_walks
         ),
     }
-    return chosen.solver
+    return chosen
 
 
 def _publish_gram(context: Context, arrays: MarketArrays, report: Report) -> None:
@@ -139,13 +140,13 @@ def _make_gram(context: Context, arrays: MarketArrays) -> None:
 
 
 def _similarity(
-    context: Context, arrays: MarketArrays, machine: Machine, solver: str, report: Report
+    context: Context, arrays: MarketArrays, machine: Machine, chosen: Report, report: Report
 ) -> sparse.csr_matrix:
     """B-Glob, and with it the table ease."""
     if context.is_fresh("ease", "similarity"):
         log.info("EASE: kept from the run before")
     else:
-        solve.publish_similarity(context, arrays, machine, solver)
+        solve.publish_similarity(context, arrays, machine, chosen)
     context.workspace.clear_resumable("sweep")  # also what a run by another solver left there
     return solve.read_similarity(context, arrays.n_items, report)
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.errors import UsageError, did_you_mean
+from m3rec_spark.errors import DataError, UsageError, did_you_mean
 from m3rec_spark.similarity import (
     b_glob,
     ease,
@@ -31,10 +32,14 @@ from m3rec_spark.similarity import (
 from m3rec_spark.similarity import weights as by_rows
 from m3rec_spark.similarity.certificate import Proof, certificate, certificate_columns
 from m3rec_spark.stages.context import Context
+from m3rec_spark.stages.gap import gap
+from m3rec_spark.tables import fill, fill_arrow
 
 log = logging.getLogger(__name__)
 
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3}  # of the residual, relative to the largest count
+_IN_SINGLE = ("driver", "cuda")  # solvers that ease.precision is for
+_COMPARED = 8192  # items up to which the neighbourhood is compared with the exact solution: seconds on the driver
 _CELLS = ["market", "item_a", "item_b", "count"]
 Report = dict[str, Any]
 
@@ -57,13 +62,18 @@ def market_weights(context: Context) -> NDArray[np.float64]:
     return np.array([wished.get(market, 1.0) for market in known])
 
 
-def plan(context: Context, arrays: MarketArrays, machine: solvers.Machine) -> tuple[solvers.Estimate, str]:
-    """The solver to use, and the table of all.
+def plan(context: Context, arrays: MarketArrays, machine: solvers.Machine) -> Report:
+    """`solver`, the one to use; `plan`, the table of all; `ease_bytes` on the driver.
+
+    Where the tables are fresh, what was said when they were made.
 
     Raises:
         CapacityError: none fits, or not the one wished for.
     """
+    if context.is_fresh("ease", "similarity"):
+        return context.workspace.facts("ease")
     settings = context.config.ease
+    machine = _with_own_tiles(context, machine)
     goods = solvers.catalogue(arrays, context.config.gram.max_history is None)
     lengths = np.diff(arrays.indptr)
     cells = min(int((lengths * (lengths + 1) // 2).sum()), goods.n_items * (goods.n_items + 1) // 2 * arrays.n_markets)
@@ -74,20 +84,42 @@ def plan(context: Context, arrays: MarketArrays, machine: solvers.Machine) -> tu
         f"EASE: {goods.n_items:,} items in {arrays.n_markets} markets, {goods.shared:,} shared; {machine.cores} tasks "
         f"at once; the driver may take {machine.driver_bytes / 1e9:.1f} GB, a task {machine.task_bytes / 1e9:.1f} GB"
     )
-    return chosen, f"{head}\n{solvers.table(estimates, chosen)}"
+    text = f"{head}\n{solvers.table(estimates, chosen)}"
+    return {"solver": chosen.solver, "plan": text, "ease_bytes": chosen.driver_bytes}
 
 
-def publish_similarity(context: Context, arrays: MarketArrays, machine: solvers.Machine, solver: str) -> None:
-    """The tables ease and similarity."""
+def _with_own_tiles(context: Context, machine: solvers.Machine) -> solvers.Machine:
+    """The machine with the disk that an unfinished sweep of this very run has taken already."""
+    if machine.disk_bytes is None:
+        return machine
+    return replace(machine, disk_bytes=machine.disk_bytes + context.workspace.resumable_bytes("sweep", context.key))
+
+
+def publish_similarity(context: Context, arrays: MarketArrays, machine: solvers.Machine, chosen: Report) -> None:
+    """The tables ease and similarity: both, or none where the certificate is refused.
+
+    chosen: `solver`, and whatever else the report shall say of the choice.
+    """
     workspace, settings = context.workspace, context.config.ease
     own = by_rows.MarketItems(np.asarray(arrays.slot_items), np.asarray(arrays.slot_offsets))
-    facts: Report = {"solver": solver}
-    with workspace.publishing("ease", context.key, extra=facts) as folder, workspace.scratch("ease") as scratch:
+    facts, solver = dict(chosen), chosen["solver"]
+    if settings.precision == "float32" and solver not in _IN_SINGLE:
+        log.warning("ease.precision=float32 is for the solvers driver and cuda: %s computes in float64", solver)
+    if context.force:
+        workspace.clear_resumable("sweep")
+    with (
+        workspace.publishing("ease", context.key, extra=facts) as folder,
+        workspace.publishing("similarity", context.key) as glob,
+        workspace.scratch("ease") as scratch,
+    ):
         if solver == "neighbourhood":
-            facts["neighbourhood"] = _approximate(context, arrays, own, folder, scratch)
+            facts["neighbourhood"] = _approximate(context, arrays, machine, own, folder, glob, scratch)
         else:
-            proof = _exact(context, arrays, machine, solver, own, folder, scratch)
-            facts |= {"certificate": proof.residual, "weights_error": proof.error}
+            columns = certificate_columns(arrays.n_items)
+            outputs = by_rows.Outputs(own, settings.epsilon, folder, columns, scratch / "proof")
+            proof = _exact(context, arrays, machine, solver, outputs, glob, scratch)
+            figures = {"certificate": proof.residual, "weights_error": proof.error}
+            facts |= figures | {"certificate_columns": len(columns)}
         header = {"lambda_f": settings.lambda_f, "n_items": arrays.n_items, "certificate": None, **facts}
         (folder / "ease.json").write_text(json.dumps(header), encoding="utf-8")
 
@@ -98,6 +130,8 @@ def read_similarity(context: Context, n_items: int, report: Report) -> sparse.cs
     similarity = similarity_table.similarity_matrix(context.workspace.read_arrow("similarity"), n_items)
     empty = int((np.diff(similarity.indptr) == 0).sum())
     report |= facts | {"similarity_entries": similarity.nnz, "similarity_empty_rows": empty}
+    if not similarity.nnz:
+        log.warning("EASE: no entry of B is >= ease.epsilon=%g: B-Glob is empty", context.config.ease.epsilon)
     log.info(
         "EASE by %s: %s; B-Glob keeps %d entries >= %g, %d items have none",
         facts["solver"], _told(facts), similarity.nnz, context.config.ease.epsilon, empty,
@@ -110,28 +144,28 @@ def _exact(
     arrays: MarketArrays,
     machine: solvers.Machine,
     solver: str,
-    own: by_rows.MarketItems,
-    folder: Path,
+    outputs: by_rows.Outputs,
+    glob: Path,
     scratch: Path,
 ) -> Proof:
-    """Solves, publishes block by block, proves."""
-    workspace, settings = context.workspace, context.config.ease
-    solution = scratch / "proof"
-    solution.mkdir()
-    columns = certificate_columns(arrays.n_items)
-    outputs = by_rows.Outputs(own, settings.epsilon, folder, columns, solution)
+    """Solves, writes block by block, proves."""
+    settings = context.config.ease
+    outputs.proof.mkdir()
     with _solved(context, arrays, machine, solver, scratch) as weights:
         if isinstance(weights, by_rows.DenseWeights):
-            workspace.write_arrow(by_rows.similarity_on_driver(weights, outputs), "similarity", context.key)
+            fill_arrow(glob, by_rows.similarity_on_driver(weights, outputs), "similarity")
         else:
-            frame = by_rows.similarity_on_spark(context.spark(), weights, outputs)
-            workspace.write(frame, "similarity", context.key)
-    cells = ds.dataset(workspace.folder("gram"), format="parquet").to_batches(columns=_CELLS)
-    tolerance = _TOLERANCE[settings.precision if solver in ("driver", "cuda") else "float64"]
-    return certificate(
-        cells, by_rows.solution_columns(solution), columns, settings.lambda_f, market_weights(context), tolerance,
-        threads=machine.driver_cores,
-    )  # fmt: skip
+            fill(glob, by_rows.similarity_on_spark(context.spark(), weights, outputs), "similarity")
+        return certificate(
+            lambda: _cells(context), by_rows.solution_columns(outputs.proof), outputs.columns, settings.lambda_f,
+            market_weights(context), _TOLERANCE[settings.precision if solver in _IN_SINGLE else "float64"],
+            threads=machine.driver_cores,
+        )  # fmt: skip
+
+
+def _cells(context: Context) -> Iterator[pa.RecordBatch]:
+    """The published Gram."""
+    yield from ds.dataset(context.workspace.folder("gram"), format="parquet").to_batches(columns=_CELLS)
 
 
 @contextlib.contextmanager
@@ -141,9 +175,8 @@ def _solved(
     """B by the solver; its files live as long as the block."""
     workspace, settings, n = context.workspace, context.config.ease, arrays.n_items
     folder, weights = workspace.folder("gram"), market_weights(context)
-    if solver in ("driver", "cuda"):
-        cells = ds.dataset(folder, format="parquet").to_batches(columns=_CELLS)
-        dense = gram.dense_gram(cells, n, weights, np.dtype(settings.precision))
+    if solver in _IN_SINGLE:
+        dense = gram.dense_gram(_cells(context), n, weights, np.dtype(settings.precision))
         solve = ease.solve if solver == "driver" else ease.solve_on_gpu
         yield by_rows.DenseWeights(solve(dense, settings.lambda_f))
     elif solver == "markets":
@@ -153,16 +186,27 @@ def _solved(
             context.spark(), folder, place, scratch, settings.lambda_f, weights, whole, machine.task_bytes
         )
     else:
-        with workspace.resumable("sweep", context.key) as tiles:
-            yield sweep.sweep(
-                context.spark(), folder, tiles, n, settings.lambda_f, weights, settings.tile, context.key, machine.cores
-            )
+        try:
+            with workspace.resumable("sweep", context.key) as tiles:
+                yield sweep.sweep(
+                    context.spark(), folder, tiles, n, settings.lambda_f, weights, settings.tile, context.key,
+                    machine.cores,
+                )  # fmt: skip
+        except DataError:
+            workspace.clear_resumable("sweep")  # to go on from these tiles would end in the same way
+            raise
 
 
 def _approximate(
-    context: Context, arrays: MarketArrays, own: by_rows.MarketItems, folder: Path, scratch: Path
+    context: Context,
+    arrays: MarketArrays,
+    machine: solvers.Machine,
+    own: by_rows.MarketItems,
+    folder: Path,
+    glob: Path,
+    scratch: Path,
 ) -> Report:
-    """The neighbourhood's B, sparse on the driver; gives what it left out."""
+    """The neighbourhood's B, sparse on the driver; gives what it left out, and how far it is from the exact one."""
     workspace, settings = context.workspace, context.config.ease
     places = scratch / "symmetric", scratch / "columns"
     for place in places:
@@ -173,9 +217,13 @@ def _approximate(
     )
     weights = neighbourhood.read_weights(places[1])
     by_rows.publish_sparse(weights, own, folder)
-    rows = b_glob.normalise_rows(b_glob.filter_sparse(weights, settings.epsilon))
-    workspace.write_arrow(_batches(rows), "similarity", context.key)
-    return {"fewer": found.fewer, "none": found.none, "entries": found.entries}
+    kept = b_glob.filter_sparse(weights, settings.epsilon)
+    fill_arrow(glob, _batches(b_glob.normalise_rows(kept)), "similarity")
+    report = {"fewer": found.fewer, "none": found.none, "entries": found.entries}
+    if arrays.n_items > _COMPARED or solvers.estimate_driver(arrays.n_items, machine).obstacle:
+        return report
+    exact = ease.solve(gram.dense_gram(_cells(context), arrays.n_items, market_weights(context)), settings.lambda_f)
+    return report | gap(context, arrays, folder, kept, by_rows.DenseWeights(exact), scratch)
 
 
 def _batches(rows: sparse.csr_matrix, block: int = 4096) -> Iterator[pa.RecordBatch]:
@@ -185,5 +233,10 @@ def _batches(rows: sparse.csr_matrix, block: int = 4096) -> Iterator[pa.RecordBa
 
 def _told(facts: Report) -> str:
     if facts["solver"] == "neighbourhood":
-        return "approximate, without a certificate"
-    return f"certificate {facts['certificate']:.1e}, no entry of B is off by more than {facts['weights_error']:.1e}"
+        found = facts["neighbourhood"]
+        if "ndcg_10_exact" not in found:
+            return "approximate, without a certificate"
+        figures = f"validation NDCG@10 {found['ndcg_10']:.4f}, of the exact one {found['ndcg_10_exact']:.4f}"
+        return f"approximate: {found['support_overlap']:.0%} of B-Glob's entries in common, {figures}"
+    looked_at = f"of {facts['certificate_columns']} columns no entry is off by more than {facts['weights_error']:.1e}"
+    return f"certificate {facts['certificate']:.1e}, {looked_at}"

@@ -27,6 +27,9 @@ def plan(context: Context, arrays: MarketArrays, machine: Machine) -> tuple[str,
         CapacityError: the graph does not fit on the driver, as the engine `broadcast` needs.
         UsageError: node2vec's p or q with the engine `partitioned`.
     """
+    if context.is_fresh("walks"):
+        facts = context.workspace.facts("walks")
+        return facts["walk_engine"], facts["walk_bytes"]
     settings = context.config.walks
     size = walk_graph.graph_bytes(len(arrays.slots), arrays.n_items, arrays.n_rows)
     fits = size <= min(machine.driver_bytes, machine.worker_bytes)  # tasks of a worker map the same files
@@ -51,7 +54,7 @@ def publish_walks(context: Context, arrays: MarketArrays, machine: Machine, repo
     if context.is_fresh("walks"):
         log.info("walks: kept from the run before")
     else:
-        facts["walk_engine"], _ = plan(context, arrays, machine)
+        facts["walk_engine"], facts["walk_bytes"] = plan(context, arrays, machine)
         with workspace.scratch("walks") as folder, workspace.publishing("walks", context.key, extra=facts) as target:
             broadcast = facts["walk_engine"] == "broadcast"
             facts["walks"] = (

@@ -132,7 +132,7 @@ def test_as_the_dense_inverse(
     assert not found[23].any()
     assert not found[:, 23].any()
     gram = pq.read_table(tmp_path / "gram")
-    assert certificate(gram.to_batches(), found, np.arange(24), LAMBDA, WEIGHTS, tolerance=1e-13).residual >= 0
+    assert certificate(gram.to_batches, found, np.arange(24), LAMBDA, WEIGHTS, tolerance=1e-13).residual >= 0
 
 
 def test_blocks_of_b(spark: SparkSession, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_an_ill_conditioned_gram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     weights = np.full(2, 1e8)
     found = eliminated(_Here(), shop, tmp_path, weights, whole).rows(0, 140)  # type: ignore[arg-type]
     gram = pq.read_table(tmp_path / "gram")
-    residual = certificate(gram.to_batches(), found, np.arange(140), LAMBDA, weights).residual
+    residual = certificate(gram.to_batches, found, np.arange(140), LAMBDA, weights).residual
     assert residual < 1e-12 * 1e8 * gram["count"].to_numpy().max()
 
 

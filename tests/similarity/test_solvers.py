@@ -80,7 +80,11 @@ def test_a_wish_is_held_or_refused() -> None:
 
 def test_the_way_out_is_that_of_the_solver() -> None:
     tiny = Machine(1, 1, 10**6, 10**6)
-    for wish, way in {"sweep": "lower ease.tile", "neighbourhood": "lower ease.neighbours", "markets": "auto"}.items():
+    for wish, way in {
+        "sweep": "give tasks more memory",
+        "neighbourhood": "lower ease.neighbours",
+        "markets": "auto",
+    }.items():
         with pytest.raises(CapacityError, match=way):
             chosen(PAPER, tiny, wish)
 

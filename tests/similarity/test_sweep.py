@@ -215,7 +215,7 @@ def test_weighted_markets_and_their_certificate(spark: SparkSession, tmp_path: P
     B = run(spark, gram_folder, tmp_path, weights=w).rows(0, 13)
     np.testing.assert_allclose(B, reference(np.tensordot(w, shop(13), 1)), atol=1e-13)
     table = pq.read_table(gram_folder).to_batches()
-    assert certificate(table, B, np.arange(13), LAMBDA, w).residual < 1e-12
+    assert certificate(lambda: table, B, np.arange(13), LAMBDA, w).residual < 1e-12
 
 
 def test_tiles_are_of_equal_size(spark: SparkSession, tmp_path: Path, gram_folder: Path) -> None:

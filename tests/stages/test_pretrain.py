@@ -21,7 +21,7 @@ from m3rec_spark.similarity.similarity_table import similarity_matrix
 from m3rec_spark.similarity.solvers import Machine
 from m3rec_spark.similarity.walk_graph import graph_bytes
 from m3rec_spark.similarity.walks import walk_matrix
-from m3rec_spark.stages import pretrain, walk
+from m3rec_spark.stages import pretrain, solve, walk
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace
 from m3rec_spark.tracking.runs import Tracker
@@ -50,7 +50,9 @@ def run(workspace: Workspace, *overrides: str) -> Recorder:
     tracker = Recorder()
     if workspace.manifest("candidates") is None:
         held = workspace.read_arrow("interactions").filter(pc.field("split") == "valid").to_pylist()
-        rows = [(row["market"], row["user"], row["item"], "valid", False, [0]) for row in held]
+        arrays = open_arrays(workspace.folder("arrays"))
+        other = [int(arrays.slot_items[start]) for start in arrays.slot_offsets[:-1]]
+        rows = [(row["market"], row["user"], row["item"], "valid", False, [other[row["market"]]]) for row in held]
         publish(workspace, "candidates", rows)
     pretrain.run(Context(load(overrides=[*SETTINGS, *overrides]), workspace, tracker, KEY))
     return tracker
@@ -140,7 +142,11 @@ def test_neighbourhood_with_all_items_is_exact(
     workspace = publish_random_shop(tmp_path)
     run(workspace, "ease.solver=neighbourhood", "ease.neighbours=3")
     report = json.loads((workspace.root / pretrain.REPORT).read_text())
-    assert report["neighbourhood"]["entries"] <= 3 * 31
+    found = report["neighbourhood"]
+    assert found["entries"] <= 3 * 31
+    kept, exact = b_glob(workspace) > 0, b_glob(done[0]) > 0
+    assert found["support_overlap"] == pytest.approx((kept & exact).sum() / (kept | exact).sum(), abs=1e-3)
+    assert 0 < found["ndcg_10"] != found["ndcg_10_exact"] > 0
     assert "certificate" not in report
     assert np.abs(b_glob(workspace) - b_glob(done[0])).max() > 0.01
     assert (b_glob(workspace) > 0).sum(axis=0).max() <= 3
@@ -170,12 +176,80 @@ def test_single_precision_is_near_and_reports_its_error(spark: SparkSession, tmp
     np.testing.assert_allclose(found, by_hand(workspace)[np.ix_(items, items)], atol=1e-4)
 
 
-def test_a_wrong_solution_is_not_published(spark: SparkSession, tmp_path: Path) -> None:
-    """lambda 1e-6 in single precision: the residual is small, and B off by more than its entries."""
+def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's B from here on, off by 0.01."""
+    whole = solve.ease.solve
+    monkeypatch.setattr(solve.ease, "solve", lambda gram, ridge: whole(gram, ridge) + 0.01 * (1 - np.eye(len(gram))))
+
+
+def test_a_wrong_solution_is_not_published(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = publish_random_shop(tmp_path)
+    wrong(monkeypatch)
     with pytest.raises(DataError, match=r"not at its optimum.*raise ease.lambda_f or set ease.precision=float64"):
-        run(workspace, "ease.solver=driver", "ease.precision=float32", "ease.lambda_f=0.000001")
-    assert workspace.manifest("ease") is None
+        run(workspace, "ease.solver=driver")
+    assert [workspace.manifest(name) for name in ("ease", "similarity")] == [None, None]
+
+
+def test_a_refused_solution_leaves_the_tables_before_it(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also under --force, with the same key: the next run would take what it finds for fresh."""
+    workspace = publish_random_shop(tmp_path)
+    run(workspace, "ease.solver=markets")
+    before = [workspace.manifest(name) for name in ("ease", "similarity")]
+    wrong(monkeypatch)
+    context = Context(load(overrides=[*SETTINGS, "ease.solver=driver"]), workspace, Tracker(), KEY, force=True)
+    with pytest.raises(DataError, match="not at its optimum"):
+        pretrain.run(context)
+    assert [workspace.manifest(name) for name in ("ease", "similarity")] == before
+
+
+def test_a_resumed_run_needs_no_more_than_what_is_left(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EASE and the walks are there: neither their memory nor their disk is asked for again."""
+    workspace = publish_random_shop(tmp_path)
+    run(workspace)
+    report = json.loads((workspace.root / pretrain.REPORT).read_text())
+    for file in (workspace.root / "item_vectors").glob("manifest.json"):
+        file.unlink()
+    run(workspace, "ease.memory_gb=0.000001")
+    again = json.loads((workspace.root / pretrain.REPORT).read_text())
+    assert [again[name] for name in ("plan", "bytes", "solver")] == [
+        report[name] for name in ("plan", "bytes", "solver")
+    ]
+
+
+def test_tiles_of_this_run_are_not_counted_twice(tmp_path: Path) -> None:
+    workspace = publish_random_shop(tmp_path)
+    machine = Machine(2, 2, 10**9, 10**9, disk_bytes=1000)
+    context = Context(load(overrides=SETTINGS), workspace, Tracker(), KEY)
+    folder = workspace.root / "_resumable" / "sweep" / KEY[:16]
+    folder.mkdir(parents=True)
+    (folder / "tile").write_bytes(bytes(500))
+    assert solve._with_own_tiles(context, machine).disk_bytes == 1500
+
+
+def test_force_begins_the_sweep_anew(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And tiles from which it cannot go on are not kept."""
+    workspace = publish_random_shop(tmp_path)
+    context = Context(load(overrides=[*SETTINGS, "ease.solver=sweep"]), workspace, Tracker(), KEY, force=True)
+    left = workspace.root / "_resumable" / "sweep" / KEY[:16]
+    left.mkdir(parents=True)
+    (left / "bad tile").touch()
+    seen: list[bool] = []
+
+    def fails(spark: Any, gram: Any, folder: Path, *_: Any) -> None:
+        seen.append((folder / "bad tile").exists())
+        raise DataError("not positive definite")
+
+    monkeypatch.setattr(solve.sweep, "sweep", fails)
+    with pytest.raises(DataError, match="not positive definite"):
+        pretrain.run(context)
+    assert seen == [False]
+    assert not (workspace.root / "_resumable" / "sweep").exists()
 
 
 def test_walk_biases_out_of_bounds_are_refused_at_once() -> None:
@@ -200,7 +274,8 @@ def test_what_an_interrupted_run_published_is_kept(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And what the report says of it is what an undisturbed run says."""
-    workspace, cap = publish_random_shop(tmp_path / "killed"), ["gram.max_history=3", "ease.solver=sweep"]
+    cap = ["gram.max_history=3", "ease.solver=sweep", "ease.memory_gb=2"]  # the plan names the memory
+    workspace = publish_random_shop(tmp_path / "killed")
     caplog.set_level("INFO")
 
     def dies(*_: Any, **__: Any) -> None:
@@ -239,7 +314,7 @@ def test_both_walk_engines_publish_the_same(
     tables = [walk_matrix(one.read_arrow("walks")).tobytes() for one in (workspace, done[0])]
     assert tables[0] == tables[1]
     with pytest.raises(UsageError, match=r"walks.return_p=4 and walks.inout_q=1 need the whole graph.*engine=auto"):
-        run(workspace, "walks.engine=partitioned", "walks.return_p=4")
+        run(publish_random_shop(tmp_path / "another"), "walks.engine=partitioned", "walks.return_p=4")
 
 
 def test_the_graph_is_mapped_where_it_fits_in_a_worker(tmp_path: Path) -> None:
