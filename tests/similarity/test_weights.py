@@ -9,6 +9,7 @@ from pyspark.sql import SparkSession
 from scipy import sparse
 
 from m3rec_spark.similarity import b_glob, similarity_table, weights
+from m3rec_spark.similarity.market_rows import market_rows
 from m3rec_spark.similarity.weights import DenseWeights, MarketItems, Outputs
 
 ITEMS = ([0, 2, 3, 6, 7, 8, 9], [1, 2, 9], [4, 5])  # of each market; 10 is in none
@@ -45,12 +46,12 @@ def test_markets_get_their_own_rows_and_columns(tmp_path: Path) -> None:
     published(tmp_path)
     for market, items in enumerate(ITEMS):
         expected = some_weights()[np.ix_(items, items)].astype(np.float32)
-        rows = weights.market_rows(str(tmp_path / "ease"), market)
+        rows = market_rows(str(tmp_path / "ease"), market)
         np.testing.assert_array_equal(rows(np.arange(len(items))), expected)
         np.testing.assert_array_equal(rows(np.array([1])), expected[[1]])
         assert rows(np.array([], np.int64)).shape == (0, len(items))
     some = np.array([0, 2, 5])  # of three blocks
-    rows = weights.market_rows(str(tmp_path / "ease"), 0)
+    rows = market_rows(str(tmp_path / "ease"), 0)
     np.testing.assert_array_equal(rows(some), some_weights()[np.ix_([0, 3, 8], ITEMS[0])].astype(np.float32))
 
 
@@ -75,7 +76,7 @@ def test_sparse_weights_by_market(tmp_path: Path) -> None:
     B = sparse.csr_matrix(np.where(some_weights() > 0.5, some_weights(), 0))
     weights.publish_sparse(B, markets(), tmp_path)
     for market, items in enumerate(ITEMS):
-        found = weights.market_rows(str(tmp_path), market)(np.array([0, len(items) - 1]))
+        found = market_rows(str(tmp_path), market)(np.array([0, len(items) - 1]))
         expected = B.toarray()[np.ix_([items[0], items[-1]], items)].astype(np.float32)
         np.testing.assert_array_equal(found.toarray(), expected)
 
@@ -83,7 +84,7 @@ def test_sparse_weights_by_market(tmp_path: Path) -> None:
 def test_missing_rows_are_told(tmp_path: Path) -> None:
     published(tmp_path)
     with pytest.raises(FileNotFoundError, match="no rows of market 7"):
-        weights.market_rows(str(tmp_path / "ease"), 7)
+        market_rows(str(tmp_path / "ease"), 7)
     (tmp_path / "ease" / "market-00000" / "rows-000000003.npy").unlink()
     with pytest.raises(ValueError, match="rows of market 0 are missing"):
-        weights.market_rows(str(tmp_path / "ease"), 0)
+        market_rows(str(tmp_path / "ease"), 0)

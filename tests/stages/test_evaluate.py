@@ -59,7 +59,9 @@ def test_evaluate(shop: Workspace) -> None:
     assert (
         sum(n for market, n in report["cold_positives"].items() if market != "all") == report["cold_positives"]["all"]
     )
-    assert shop.read_arrow("metrics").to_pylist() == report["rows"]
+    rows = [{name: value for name, value in row.items() if name != "half_width"} for row in report["rows"]]
+    assert shop.read_arrow("metrics").to_pylist() == rows
+    assert all(0 <= row["half_width"] < 1 for row in report["rows"])
     ranks = shop.read_arrow("ranks").to_pylist()
     assert len(ranks) == 4 * 55
     in_b = [r["rank"] for r in ranks if (r["model"], r["market"], r["half"]) == ("m3rec", 1, "test")]
