@@ -35,8 +35,8 @@ from m3rec_spark.ranking.ids import save_ids
 from m3rec_spark.ranking.scorers import unit
 
 DIMENSION, COMPARED = 128, 200
-QUICK = {"users": 20_000, "items": 10_000, "als_users": 5_000}
-FULL = {"users": 100_000, "items": 20_000, "als_users": 10_000}
+QUICK = {"users": 20_000, "items": 10_000, "als_users": 20_000}
+FULL = {"users": 100_000, "items": 20_000, "als_users": 20_000}
 LISTS = (10, 100)
 
 

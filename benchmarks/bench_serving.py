@@ -54,6 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=harness.BENCH) as folder:
         place = Path(folder)
         shop = Shop(place / "shop", sizes.users, sizes.items)
+        shop_size = shop.size
         seal_bundle(shop.folder, {})
         save_model(shop.folder, place / "model", [Request("m000000000", "u000000000")])
         save_empty(place / "empty")
@@ -69,7 +70,7 @@ def main() -> None:
             "answer_ms": round(1e3 * answer, 3),
             "server_p50_ms": figures(theirs, 1)["p50_ms"],
         }
-        size = f"{shop.size} requests={sizes.requests} clients={clients}"
+        size = f"{shop_size} requests={sizes.requests} clients={clients}"
         seconds = [float(np.median(one)) for one in (ours, theirs)]
         row = harness.Row(
             "serving", "a model that answers at once", size, round(seconds[0], 5), round(seconds[1], 5),

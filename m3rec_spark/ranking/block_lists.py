@@ -19,6 +19,7 @@ from m3rec_spark.compiled import compiled
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.ranking.scorers import M3RecScorer, unit
 from m3rec_spark.ranking.topk import Lists, top_k
+from m3rec_spark.similarity.dense import inner_products
 
 TILE = 2048
 SPARE = 16  # kept beyond k
@@ -45,7 +46,7 @@ def block_lists(scorer: M3RecScorer, arrays: MarketArrays, market: int, users: N
     narrow, single = vectors.astype(np.float32), scorer.cosine.unit_items_in_single(arrays, market)
     for start in range(0, len(sold), TILE):
         tile = slice(start, start + TILE)
-        scores = narrow @ single[tile].T
+        scores = inner_products(narrow, single[tile])
         if extra is not None:
             scores += extra[:, tile]
         _hide(scores, start, history.indptr, history.indices, sold)
@@ -80,9 +81,9 @@ def _settled(
 def _unsure(best: NDArray[np.float32], who: NDArray[np.int32], dimension: int, k: int) -> NDArray[np.intp]:
     if best.shape[1] <= k:
         return np.empty(0, np.intp)  # the market has no more items than fit
-    full = who[:, -1] >= 0
-    last, worst = best[:, k - 1].astype(np.float64), best[:, -1].astype(np.float64)
-    error = (dimension + 4) * 2.0**-24 * np.maximum(1.0, np.abs(best[:, 0]))
+    full, descending = (who >= 0).all(axis=1), -np.sort(-best.astype(np.float64), axis=1)
+    last, worst = descending[:, k - 1], descending[:, -1]
+    error = (dimension + 4) * 2.0**-24 * np.maximum(1.0, np.abs(descending[:, 0]))
     return np.flatnonzero(full & ~(worst + error < last - error))
 
 
@@ -130,29 +131,40 @@ def _hide(
 
 
 @compiled
+def _replace_worst(best: NDArray[np.float32], who: NDArray[np.int32], score: float, item: int) -> None:
+    """Puts a score in the place of a heap's root, the worst of all: the least score, of equal ones the last item."""
+    place, keep = 0, len(best)
+    while True:
+        child = 2 * place + 1
+        if child >= keep:
+            break
+        other = child + 1
+        if other < keep and (best[other] < best[child] or (best[other] == best[child] and who[other] > who[child])):
+            child = other
+        if score < best[child] or (score == best[child] and item > who[child]):
+            break
+        best[place], who[place] = best[child], who[child]
+        place = child
+    best[place], who[place] = score, item
+
+
+@compiled
 def _keep_best(scores: NDArray[np.float32], start: int, best: NDArray[np.float32], who: NDArray[np.int32]) -> None:
-    """Keeps every row's largest scores in descending order; of equal ones the items that came first."""
-    width, keep = scores.shape[1], best.shape[1]
+    """Keeps every row's largest scores in a heap; of equal ones the items that came first."""
+    width = scores.shape[1]
     for row in range(len(scores)):
-        worst = best[row, keep - 1]
+        worst = best[row, 0]
         for first in range(0, width, 32):
             last = min(first + 32, width)
             better = 0
-            for item in range(first, last):  # compiled to a few vector instructions: most tiles hold nothing better
+            for item in range(first, last):  # compiled to a few vector instructions: most runs hold nothing better
                 better += scores[row, item] > worst
             if not better:
                 continue
             for item in range(first, last):
-                score = scores[row, item]
-                if score > worst:
-                    place = keep - 1
-                    while place > 0 and best[row, place - 1] < score:
-                        best[row, place] = best[row, place - 1]
-                        who[row, place] = who[row, place - 1]
-                        place -= 1
-                    best[row, place] = score
-                    who[row, place] = start + item
-                    worst = best[row, keep - 1]
+                if scores[row, item] > worst:
+                    _replace_worst(best[row], who[row], scores[row, item], start + item)
+                    worst = best[row, 0]
 
 
 @compiled

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.errors import CorruptTableError
+from m3rec_spark.similarity.dense import inner_products
 from m3rec_spark.similarity.market_rows import MarketRows, market_rows
 
 Scores = NDArray[np.float32]
@@ -134,7 +135,7 @@ class CosineScorer:
         return _unit_items_in_single(self.folder, slots.start, slots.stop, len(arrays.slot_items))
 
     def _score(self, arrays: MarketArrays, market: int, vectors: NDArray[np.float64]) -> Scores:
-        return (unit(vectors) @ self.unit_items(arrays, market).T).astype(np.float32)
+        return inner_products(unit(vectors), self.unit_items(arrays, market)).astype(np.float32)
 
 
 @dataclass(frozen=True)

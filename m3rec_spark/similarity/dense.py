@@ -25,6 +25,15 @@ def product(left: Matrix, right: Matrix, plus: Matrix | None = None, alpha: floa
     return result
 
 
+def inner_products(left: NDArray[Real], right: NDArray[Real]) -> NDArray[Real]:
+    """(B, I) products of the rows of two arrays in C order, (B, d) and (I, d); in C order."""
+    if 0 in (*left.shape, *right.shape):
+        return np.zeros((len(left), len(right)), left.dtype)
+    multiply = blas.sgemm if left.dtype == np.float32 else blas.dgemm
+    result: NDArray[Real] = multiply(1.0, right.T, left.T, trans_a=1).T
+    return result
+
+
 def subtract_square(tile: Matrix, Y: Matrix) -> Matrix:
     """Tile - Y Y', in the memory of a symmetric tile, of which the lower half is read. Exactly symmetric."""
     a, trans = (Y, 0) if Y.flags.f_contiguous else (Y.T, 1)

@@ -57,3 +57,15 @@ def test_mirror_takes_the_lower_half(monkeypatch: pytest.MonkeyPatch) -> None:
     square = np.arange(25.0).reshape(5, 5, order="F")
     expected = np.tril(square) + np.tril(square, -1).T
     np.testing.assert_array_equal(dense.mirror(square), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("rows", "others", "width"), [(3, 4, 2), (1, 1, 1), (0, 3, 2), (3, 0, 2), (2, 3, 0)])
+def test_inner_products_are_those_of_the_rows(dtype: type, rows: int, others: int, width: int) -> None:
+    """Whole numbers: exact in both precisions. A slice of rows is taken as it is."""
+    rng = np.random.default_rng(0)
+    left, right = (rng.integers(-5, 6, (size, width)).astype(dtype) for size in (rows, others + 2))
+    found = dense.inner_products(left, right[1:-1])
+    assert found.dtype == dtype
+    assert found.flags.c_contiguous or 0 in found.shape
+    np.testing.assert_array_equal(found, left @ right[1:-1].T)
