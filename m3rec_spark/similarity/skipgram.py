@@ -42,7 +42,33 @@ log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 POWER = 0.75  # negatives come with probability degree^0.75 (Mikolov et al. 2013)
-ENTRY_BYTES = 24  # an entry of B: as it comes, in B + I, and in the transpose; 8 each
+ENTRY_BYTES = 32  # an entry of B: as it comes, renumbered, in B + I, and in the transpose; 8 each
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """The items in a random order, for the time of the fit.
+
+    Their own order goes with popularity, as ids and markets do: threads that share the rows of B evenly would share its
+    entries unevenly (a third of the time of a product, measured on two).
+    """
+
+    old: Tensor
+    """(n,) the item behind each new number."""
+    new: Tensor
+    """(n,) the new number of each item."""
+
+    @classmethod
+    def at_random(cls, n_items: int) -> Renumbered:
+        """A permutation, the same for the same number of items."""
+        old = torch.randperm(n_items, generator=torch.Generator().manual_seed(n_items))
+        return cls(old, torch.argsort(old))
+
+    def matrix(self, square: sparse.csr_matrix) -> sparse.csr_matrix:
+        """The same matrix under the new numbers, its columns ascending."""
+        renumbered = square[self.old.numpy()][:, self.old.numpy()].tocsr()
+        renumbered.sort_indices()
+        return renumbered
 
 
 class Noise:
@@ -206,9 +232,12 @@ def fit_item_vectors(
         on_epoch: is given the epoch's number (0 up), its mean loss of a pair, and the probe's AUC (None without).
     """
     generator = torch.Generator().manual_seed(seed)
+    items = Renumbered.at_random(len(degrees))
+    similarity = None if similarity is None else items.matrix(similarity)
     noise, weights = Noise(degrees, generator), pair_weights(walks.shape[1], window, shrink_window).to(device)
     loss = _BatchLoss(weights, negatives)
-    start = (_random(len(degrees), dimension, generator, device), _random(len(degrees), dimension, generator, device))
+    target = _random(len(degrees), dimension, generator, items.old, device)
+    start = (target, _random(len(degrees), dimension, generator, items.old, device))
     model = (_AllRows if len(degrees) <= smooth_rows_above else _BatchRows)(start, similarity, learning_rate)
     steps = epochs * -(-len(walks) // batch_walks)
     schedule = torch.optim.lr_scheduler.LambdaLR(model.optimizer, lambda step: 1 - step / steps)
@@ -217,26 +246,27 @@ def fit_item_vectors(
     with tqdm(total=steps, desc="skip-gram", unit="step", disable=not sys.stderr.isatty()) as progress:
         for epoch in range(epochs):
             total = torch.zeros((), device=device, dtype=torch.float64)
-            for items in _batches(walks, batch_walks, generator):
-                drawn = noise.draw(len(items), *own) if exact else noise.draw(shared)
-                total += len(items) * model.step(loss, items.to(device), drawn.to(device))
+            for batch in _batches(walks, batch_walks, generator):
+                drawn = noise.draw(len(batch), *own) if exact else noise.draw(shared)
+                total += len(batch) * model.step(loss, items.new[batch].to(device), items.new[drawn].to(device))
                 schedule.step()
                 progress.update()
             mean, auc = float(total) / len(walks), None
             if probe is not None:
-                aucs.append(auc := probe.auc(model.vectors()))
+                aucs.append(auc := probe.auc(model.vectors()[items.new]))
             judged = "" if auc is None else f", AUC on held-out pairs {auc:.4f}"
             log.info("skip-gram epoch %d of %d: loss of a pair %.4f%s", epoch + 1, epochs, mean, judged)
             if on_epoch is not None:
                 on_epoch(epoch, mean, auc)
     if probe is not None:
         probe.warn(aucs)
-    return model.vectors()
+    vectors: NDArray[np.float32] = model.vectors()[items.new]
+    return vectors
 
 
-def _random(n_items: int, dimension: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """(n, d) normal numbers of variance 1 / d: vectors of length about 1."""
-    start = torch.randn(n_items, dimension, generator=generator).mul_(dimension**-0.5)
+def _random(n_items: int, dimension: int, generator: torch.Generator, order: Tensor, device: torch.device) -> Tensor:
+    """(n, d) normal numbers of variance 1 / d, in the order of the items: vectors of length about 1."""
+    start = torch.randn(n_items, dimension, generator=generator).mul_(dimension**-0.5)[order]
     return start.to(device).requires_grad_()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from m3rec_spark.errors import CapacityError
 from m3rec_spark.similarity import skipgram
 from m3rec_spark.similarity.probe import Probe
-from m3rec_spark.similarity.skipgram import Noise, fit_item_vectors
+from m3rec_spark.similarity.skipgram import Noise, Renumbered, fit_item_vectors
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +194,7 @@ def test_each_walk_is_read_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> Non
     original = skipgram.positive_loss
 
     def spy(vectors: Any, walks: Tensor, *others: Any) -> Any:
-        seen.append(walks.numpy().copy())
+        seen.append(Renumbered.at_random(11).old[walks].numpy())
         return original(vectors, walks, *others)
 
     monkeypatch.setattr(skipgram, "positive_loss", spy)
@@ -211,6 +211,16 @@ def test_plan_refuses() -> None:
         skipgram.plan(10**12, 1000, 40, 128, 16, 4)
 
 
-def test_plan_counts_the_similarity_three_times() -> None:
-    """As it comes, in B + I, and in the transpose: a column number and a weight of 4 bytes each."""
-    assert skipgram.plan(100, 1000, 40, 8, 16, 4, 10**6) - skipgram.plan(100, 1000, 40, 8, 16, 4) == 24 * 10**6
+def test_plan_counts_the_similarity_four_times() -> None:
+    """As it comes, renumbered, in B + I, and in the transpose: a column number and a weight of 4 bytes each."""
+    assert skipgram.plan(100, 1000, 40, 8, 16, 4, 10**6) - skipgram.plan(100, 1000, 40, 8, 16, 4) == 32 * 10**6
+
+
+def test_new_numbers_are_a_permutation() -> None:
+    """And the matrix is the same one under them."""
+    items = Renumbered.at_random(50)
+    assert items.old[items.new].tolist() == items.new[items.old].tolist() == list(range(50))
+    assert items.old.tolist() != list(range(50))
+    square = sparse.random(50, 50, 0.1, format="csr", random_state=1)
+    found = items.matrix(square).toarray()
+    np.testing.assert_array_equal(found[np.ix_(items.new, items.new)], square.toarray())
