@@ -28,7 +28,7 @@ ask() {  # name, body
     [[ $status == 200 || ( $status == 4* && -s build/demo/answer.json ) ]]
 }
 ask "a known user" '{"dataframe_records": [{"market": "M1", "user_id": "M1U000000", "k": 3, "explain": true}]}'
-ask "a stranger with a history" '{"dataframe_records": [{"market": "M1", "user_id": "new", "history": ["I000010", "I000020"], "k": 3}]}'
+ask "a stranger with a history" '{"dataframe_records": [{"market": "M1", "user_id": "new", "history": ["P000010", "P000136"], "k": 3}]}'
 ask "a market nobody knows" '{"dataframe_records": [{"market": "atlantis", "user_id": "x", "k": 3}]}'
 ask "a list of 10^12" '{"dataframe_records": [{"market": "M1", "user_id": "M1U000000", "k": 1000000000000}]}'
 ask "k below 1" '{"dataframe_records": [{"market": "M1", "k": 0}]}'

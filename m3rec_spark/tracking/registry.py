@@ -10,7 +10,9 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +65,8 @@ class Registry:
 
     def add(self, run_id: str, model: Path, key: str, tags: Mapping[str, str]) -> Any:
         """Logs a saved model to a run and makes it a version; the alias `challenger` points at it."""
-        self.client.log_artifacts(run_id, str(model), MODEL_FOLDER)
+        with _quiet():
+            self.client.log_artifacts(run_id, str(model), MODEL_FOLDER)
         with contextlib.suppress(MlflowException):  # it is there already
             self.client.create_registered_model(self.name, description="m3rec_spark: one model for all markets")
         source = f"{self.client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
@@ -74,7 +77,8 @@ class Registry:
     def fetch(self, version: Any, folder: Path) -> Path:
         """The files of a version, in a folder."""
         address = self.client.get_model_version_download_uri(self.name, version.version)
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(folder)))
+        with _quiet():
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(folder)))
 
     def promote(self, version: Any) -> None:
         """Makes a version the champion; what it replaces is remembered."""
@@ -105,7 +109,7 @@ def save_model(bundle: Path, target: Path, example: Sequence[Request]) -> None:
     import mlflow.pyfunc
 
     package = Path(m3rec_spark.__file__).parent
-    with _without_pip_check():
+    with _quiet():
         mlflow.pyfunc.save_model(
             path=str(target),
             python_model=str(Path(__file__).parent / "served_model.py"),
@@ -143,7 +147,8 @@ def smoke_test(model: Path, expected: Mapping[str, Any]) -> None:
     import mlflow.pyfunc
 
     try:
-        answer = mlflow.pyfunc.load_model(str(model)).predict(pd.DataFrame(expected["requests"]))
+        with _quiet():
+            answer = mlflow.pyfunc.load_model(str(model)).predict(pd.DataFrame(expected["requests"]))
     except Exception as error:  # any: whatever it is, it must not serve
         raise DataError(f"the registered model does not load or answer ({type(error).__name__}: {error})") from error
     found = [list(items) for items in answer["items"]]
@@ -171,17 +176,18 @@ def fetched(registry: Registry, version: Any) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _without_pip_check() -> Iterator[None]:
-    """MLflow would ask the package index about the requirements; on a cluster without internet that takes minutes."""
-    import os
+def _quiet() -> Iterator[None]:
+    """Without MLflow's progress bars and its hint at type hints (the signature is given).
 
-    name = "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK"
-    before = os.environ.get(name)
-    os.environ[name] = "true"
+    Nor does it ask the package index about the requirements, which takes minutes where there is no internet.
+    """
+    wished = {"MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    unset = [name for name in wished if name not in os.environ]
+    os.environ.update({name: wished[name] for name in unset})
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method", category=UserWarning)
+            yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name in unset:
+            os.environ.pop(name, None)
