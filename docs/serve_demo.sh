@@ -20,17 +20,17 @@ for _ in $(seq 150); do
     sleep 0.4
 done
 
-ask() {  # name, body
+ask() {  # name, body, what the answer holds
     local status
     status=$(curl -s -m 30 -o build/demo/answer.json -w '%{http_code}' "http://127.0.0.1:$port/invocations" \
         -H 'Content-Type: application/json' -d "$2")
     printf '\n%s\n  %s\n  -> %s %s\n' "$1" "$2" "$status" "$(head -c 300 build/demo/answer.json)"
-    [[ $status == 200 || ( $status == 4* && -s build/demo/answer.json ) ]]
+    [[ $status == 200 || $status == 4* ]] && grep -q "$3" build/demo/answer.json
 }
-ask "a known user" '{"dataframe_records": [{"market": "M1", "user_id": "M1U000000", "k": 3, "explain": true}]}'
-ask "a stranger with a history" '{"dataframe_records": [{"market": "M1", "user_id": "new", "history": ["P000010", "P000136"], "k": 3}]}'
-ask "a market nobody knows" '{"dataframe_records": [{"market": "atlantis", "user_id": "x", "k": 3}]}'
-ask "a list of 10^12" '{"dataframe_records": [{"market": "M1", "user_id": "M1U000000", "k": 1000000000000}]}'
-ask "k below 1" '{"dataframe_records": [{"market": "M1", "k": 0}]}'
-ask "no JSON" '{"dataframe_records": ['
+ask "a known user" '{"dataframe_records": [{"market": "M1", "user_id": "M1U000000", "k": 3, "explain": true}]}' '"known"'
+ask "a stranger with a history" '{"dataframe_records": [{"market": "M1", "user_id": "new", "history": ["P000010", "P000136"], "k": 3}]}' 'from_history'
+ask "a market nobody knows" '{"dataframe_records": [{"market": "atlantis", "user_id": "x", "k": 3}]}' 'unknown_market'
+ask "a list of 10^12" '{"dataframe_records": [{"market": "M1", "user_id": "M1U000000", "k": 1000000000000}]}' '"known"'
+ask "k below 1" '{"dataframe_records": [{"market": "M1", "k": 0}]}' 'at least'
+ask "no JSON" '{"dataframe_records": [' 'valid JSON'
 echo

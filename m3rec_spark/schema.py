@@ -85,5 +85,6 @@ TABLES: dict[str, Table] = {
     "ranks": Table("evaluate", RANKS),
     "metrics": Table("evaluate", METRICS),
     "recommendations": Table("recommend", RECOMMENDATIONS),
+    "recommendations_of_list": Table("recommend", RECOMMENDATIONS),
 }
 STAGES = ("prepare", "pretrain", "train", "evaluate")

@@ -24,7 +24,8 @@ def run_command(arguments: argparse.Namespace, config: Config, workspace: Worksp
         facts = after("train", "recommend", config, workspace, lambda context: recommend.run(context, arguments.users))
         for market, counts in facts["markets"].items():
             print(f"market {market}: {counts['rows']:,} items for {counts['users']:,} users")
-        print(f"table:   {workspace.folder(recommend.TABLE)}")
+        table = recommend.TABLE if arguments.users is None else recommend.TABLE_OF_LIST
+        print(f"table:   {table} in {workspace.root}, now {workspace.folder(table)}")
         return 0
     if not config.tracking.enabled:
         raise UsageError(f"m3rec {arguments.command} needs MLflow: set tracking.enabled=true")
@@ -54,7 +55,7 @@ def _told(name: str, passed: bool, compared: list[Verdict], dry_run: bool) -> st
     if not passed:
         end = f"'{name}': the champion stays"
     elif dry_run:
-        end = f"'{name}': it would serve (dry run: nothing was changed)"
+        end = f"'{name}': it would serve (dry run: registered as challenger, the champion was left as it is)"
     else:
         end = f"'{name}': the model of this workspace serves now (alias champion)"
     return "\n".join([*lines, end])

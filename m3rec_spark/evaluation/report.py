@@ -16,12 +16,13 @@ from m3rec_spark.evaluation.metrics import ALL, MEAN, Row
 TITLES = {"mrr": "MRR@10", "ndcg_10": "NDCG@10", "hr_10": "HR@10"}
 
 
-def report_json(contract: Mapping[str, Any], rows: Sequence[Row], cold: Sequence[Row]) -> bytes:
-    """The report as a file: contract, its sha256, rows of METRICS, and the rows of the cold positives alone.
+def report_json(contract: Mapping[str, Any], rows: Sequence[Row], cold: Sequence[Row], key: str = "") -> bytes:
+    """The report as a file: `key` of the stage that made it, contract, its sha256, rows of METRICS, those of the cold.
 
     `cold_positives` counts them per market, and over all.
     """
     content = {
+        "key": key,
         "sha256": contract["sha256"],
         "contract": contract,
         "rows": rows,

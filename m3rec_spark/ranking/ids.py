@@ -36,7 +36,10 @@ class Ids(Sequence[str]):
 
     def find(self, wanted: str) -> int | None:
         """The index of an id; None where it is unknown."""
-        at = bisect.bisect_left(self, wanted.encode(), key=str.encode)
+        try:
+            at = bisect.bisect_left(self, wanted.encode(), key=str.encode)
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold
+            return None
         return at if at < len(self) and self[at] == wanted else None
 
 

@@ -32,7 +32,7 @@ from m3rec_spark.similarity.b_glob import normalise_rows
 MAX_K = 1000  # longer lists are cut to it
 MAX_REQUESTS = 10_000  # of one call
 CELLS = 1 << 22  # scores held at once
-_REASONS = 3  # history items named for a recommended item
+_COUNTED = 3  # history items whose shoppers are counted for a recommended item
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Reason:
-    """Part of a score: what an item of the history adds to it, and who bought both. item None: the user's own part."""
+    """Part of a score: what an item of the history adds to it, and who bought both.
+
+    item None: the user's own part. shoppers None: not counted, as only the largest shares' are.
+    """
 
     item: str | None
     share: float
-    shoppers: dict[str, int]
+    shoppers: dict[str, int] | None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The list. reasons: for each item, where they were asked for: the largest shares first."""
+    """The list. reasons: for each item, where they were asked for; their shares sum to its score, the largest first."""
 
     status: str
     items: list[str]
@@ -138,7 +141,8 @@ class Recommender:
         widest = min(MAX_K, max(request.k for request in requests))
         lists = top_k(scores, allowed, widest)
         for row, request in enumerate(requests):
-            mine = slice(lists.offsets[row], min(lists.offsets[row] + request.k, lists.offsets[row + 1]))
+            first, last = int(lists.offsets[row]), int(lists.offsets[row + 1])
+            mine = slice(first, min(first + request.k, last))
             items, status = lists.items[mine].astype(np.intp), statuses[row]
             reasons = None
             if request.explain:
@@ -174,20 +178,20 @@ class Recommender:
         yield from self.told(parts, own[user.history], own[items])
 
     def told(
-        self, parts: Shares, history: NDArray[np.int32], items: NDArray[np.int32], at_most: int = _REASONS
+        self, parts: Shares, history: NDArray[np.int32], items: NDArray[np.int32], counted: int = _COUNTED
     ) -> Iterator[list[Reason]]:
         """Reasons for each of the global `items`: the largest shares of the history first, the user's own part last."""
         for row, item in enumerate(items):
-            largest = np.argsort(-parts.history[row], kind="stable")[:at_most]
+            by_share = np.argsort(-parts.history[row], kind="stable")
             named = [
                 Reason(
                     self.items[int(history[place])],
                     float(parts.history[row, place]),
-                    self.bought_both(int(history[place]), int(item)),
+                    self.bought_both(int(history[place]), int(item)) if rank < counted else None,
                 )
-                for place in largest
+                for rank, place in enumerate(by_share)
             ]
-            yield [*named, Reason(None, float(parts.local[row]), {})]
+            yield [*named, Reason(None, float(parts.local[row]), None)]
 
     def bought_both(self, item: int, other: int) -> dict[str, int]:
         """Market id -> shoppers there who bought both global items."""

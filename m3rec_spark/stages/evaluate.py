@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from typing import Any
 
 import pyarrow as pa
 
@@ -40,13 +42,22 @@ def run(context: Context) -> None:
     rows = metrics_by_market(ranks, market_ids)
     cold = metrics_by_market(ranks.filter("cold"), market_ids)
 
-    write_atomically(workspace.root / REPORT, report_json(contract, rows, cold))
+    write_atomically(workspace.root / REPORT, report_json(contract, rows, cold, context.key))
     write_atomically(workspace.root / TABLE, format_report(contract, rows, cold).encode())
     table = pa.Table.from_pylist(rows, schema=arrow_schema("metrics"))
     workspace.write_arrow(table, "metrics", context.key, extra={"contract": contract})
     context.tracker.metrics(tracked_metrics(rows))
     context.tracker.json(contract, "contract.json")
     context.tracker.figure(bars(rows), "ndcg_10_by_market.png")
+
+
+def read_report(workspace: Workspace, key: str) -> dict[str, Any] | None:
+    """The report made under a key; None where there is none, or another one, or it is damaged."""
+    try:
+        report = json.loads((workspace.root / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and report.get("key") == key else None
 
 
 def _scorer(name: str, workspace: Workspace) -> Scorer:

@@ -51,7 +51,7 @@ def _text(title: str, reasons: list[Reason], score: float) -> str:
     lines = [f"{title}: score {score:.4f}", "", f"{'share':>8}  {'because of':<24}  bought both"]
     shown, rest = reasons[:-1][:_MOST], reasons[:-1][_MOST:]
     for reason in shown:
-        shoppers = ", ".join(f"{count} in {market}" for market, count in reason.shoppers.items()) or "nobody"
+        shoppers = ", ".join(f"{count} in {market}" for market, count in (reason.shoppers or {}).items()) or "nobody"
         lines.append(f"{reason.share:>8.4f}  {reason.item or '':<24}  {shoppers}")
     if rest:
         lines.append(f"{sum(reason.share for reason in rest):>8.4f}  {len(rest)} more items of the history")

@@ -96,7 +96,6 @@ def after(stage: str, name: str, config: Config, workspace: Workspace, action: C
     keys = stage_keys(config, _source_digest(config, workspace, reads_source=False))
     for earlier in STAGES[: STAGES.index(stage) + 1]:
         require_fresh(earlier, workspace, keys[earlier])
-    workspace.clear_scratch()
     if not config.tracking.enabled:
         return action(Context(config, workspace, Tracker(), keys[stage]))
     with pipeline_run(config.tracking.uri, config.tracking.experiment, f"m3rec {name}", workspace.root) as tracker:
@@ -164,6 +163,8 @@ def _run_all(
 
 
 def _is_fresh(stage: str, workspace: Workspace, keys: dict[str, str]) -> bool:
+    if stage == "evaluate" and evaluate.read_report(workspace, keys[stage]) is None:
+        return False
     return all(workspace.state(table, keys[stage]) == "fresh" for table in _tables_of(stage))
 
 

@@ -19,11 +19,11 @@ from m3rec_spark.stages.machine import task_slots
 
 log = logging.getLogger(__name__)
 
-TABLE = "recommendations"
+TABLE, TABLE_OF_LIST = "recommendations", "recommendations_of_list"  # all users; those of a list
 
 
 def run(context: Context, users: str | None = None) -> dict[str, Any]:
-    """Publishes the table `recommendations`, whole or not at all.
+    """Publishes the table `recommendations`, or `recommendations_of_list`, whole or not at all.
 
     Args:
         context: its key is that of the trained model.
@@ -36,7 +36,10 @@ def run(context: Context, users: str | None = None) -> dict[str, Any]:
     arrays, spark = open_arrays(workspace.folder("arrays")), context.spark()
     key, facts = digest("recommend", context.key, settings, users), dict[str, Any]()
     names = workspace.read_arrow("markets").sort_by("market")["market_id"].to_pylist()
-    with workspace.scratch("recommend") as scratch, workspace.publishing(TABLE, key, extra=facts) as folder:
+    with (
+        workspace.scratch("recommend") as scratch,
+        workspace.publishing(TABLE if users is None else TABLE_OF_LIST, key, extra=facts) as folder,
+    ):
         work = Work(lay_out(workspace, scratch), str(folder), settings.k, settings.reasons)
         if users is None:
             written = recommend_all(spark, work, task_slots(spark))

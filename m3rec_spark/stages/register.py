@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -32,15 +33,17 @@ _SMOKE_USERS = 2  # of each market
 def register(context: Context, registry: Registry) -> Any:
     """Packs, saves and registers the published model; the version gets the alias `challenger`.
 
-    A model that is registered already, made from the same tables, is not registered again.
+    A model that is registered already, with the same content and figures, is not registered again.
 
     Raises:
         MissingTableError: it was not evaluated.
     """
     report = _report(context)
-    known = registry.find_key(context.key)
+    content = _content(context, report)
+    known = registry.find_content(content)
     if known is not None:
-        log.info("register: version %s of '%s' was made from these tables already", known.version, registry.name)
+        log.info("register: version %s of '%s' is this very model", known.version, registry.name)
+        registry.challenge(known)
         return known
     with tempfile.TemporaryDirectory(dir=_scratch(context), prefix="register-") as place:
         bundle, model = Path(place) / "bundle", Path(place) / "model"
@@ -56,7 +59,7 @@ def register(context: Context, registry: Registry) -> Any:
         card = model_card(context.config, report, facts)
         write_atomically(extra / CARD, card.encode())
         write_atomically(context.workspace.root / "reports" / CARD, card.encode())
-        version = registry.add(context.tracker.run_id or "", model, context.key, {"m3rec.contract": report["sha256"]})
+        version = registry.add(context.tracker.run_id or "", model, content, {"m3rec.contract": report["sha256"]})
     log.info("registered version %s of '%s', alias challenger", version.version, registry.name)
     return version
 
@@ -71,7 +74,7 @@ def promote(context: Context, registry: Registry, dry_run: bool) -> tuple[bool, 
         DataError: the two were evaluated under different contracts, or the registered artifact does not answer.
     """
     settings, version = context.config.registry, register(context, registry)
-    champion, compared = registry.find(CHAMPION), list[Verdict]()
+    champion, compared = registry.holder(CHAMPION), list[Verdict]()
     with fetched(registry, version) as folder:
         if champion is not None and champion.version != version.version:
             with fetched(registry, champion) as serving:
@@ -99,14 +102,26 @@ def smoke(recommender: Recommender) -> tuple[list[Request], dict[str, Any]]:
         requests.append(Request(recommender.markets[market], history=history))
     answers = recommender.recommend(requests)
     rows = [{"market": r.market, "user_id": r.user_id, "history": list(r.history)} for r in requests]
-    return requests, {"requests": rows, "items": [answer.items for answer in answers]}
+    lists = {"items": [answer.items for answer in answers], "scores": [answer.scores for answer in answers]}
+    return requests, {"requests": rows, **lists}
+
+
+def _content(context: Context, report: dict[str, Any]) -> str:
+    """SHA-256 of what a version is: the tables' key, the model's files, its figures, and the release of the library."""
+    digest = hashlib.sha256(json.dumps([__version__, context.key, report], sort_keys=True).encode())
+    for file in sorted(context.workspace.folder("model").glob("*.npy")):
+        digest.update(file.name.encode())
+        with open(file, "rb") as opened:
+            while piece := opened.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def _report(context: Context) -> dict[str, Any]:
     path = context.workspace.root / evaluate.REPORT
-    if not path.is_file():
-        raise MissingTableError(f"{path} is missing: run `m3rec evaluate` first")
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    report = evaluate.read_report(context.workspace, context.key)
+    if report is None:
+        raise MissingTableError(f"{path} is missing, damaged or of another model: run `m3rec evaluate` first")
     if not any(row["model"] == MODEL for row in report["rows"]):
         raise DataError(f"the model '{MODEL}' was not evaluated: add it to evaluate.models and run `m3rec evaluate`")
     return report

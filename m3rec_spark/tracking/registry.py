@@ -11,6 +11,8 @@ import importlib.metadata
 import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 MODEL_FOLDER = "recommender"  # of the run's artifacts
-_KEY, _REPLACED = "m3rec.key", "m3rec.replaced"
+_CONTENT, _REPLACED = "m3rec.content", "m3rec.replaced"
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a name, and of an alias
 _SERVING = ("mlflow", "numpy", "scipy", "pandas", "pyarrow")  # all that a served model imports
 
@@ -48,7 +50,7 @@ class Registry:
         """The registry at an address; None: that of the tracking store."""
         return cls(mlflow.MlflowClient(tracking, registry or tracking), name)
 
-    def find(self, alias: str) -> Any | None:
+    def holder(self, alias: str) -> Any | None:
         """The version that has an alias; None where nobody has it."""
         try:
             return self.client.get_model_version_by_alias(self.name, alias)
@@ -57,22 +59,26 @@ class Registry:
                 raise
             return None
 
-    def find_key(self, key: str) -> Any | None:
-        """The latest version made from tables with this key."""
+    def find_content(self, content: str) -> Any | None:
+        """The latest version with this content."""
         versions = self.client.search_model_versions(f"name = '{self.name}'")
-        mine = [version for version in versions if version.tags.get(_KEY) == key]
+        mine = [version for version in versions if version.tags.get(_CONTENT) == content]
         return max(mine, key=lambda version: int(version.version), default=None)
 
-    def add(self, run_id: str, model: Path, key: str, tags: Mapping[str, str]) -> Any:
+    def add(self, run_id: str, model: Path, content: str, tags: Mapping[str, str]) -> Any:
         """Logs a saved model to a run and makes it a version; the alias `challenger` points at it."""
         with _quiet():
             self.client.log_artifacts(run_id, str(model), MODEL_FOLDER)
         with contextlib.suppress(MlflowException):  # it is there already
             self.client.create_registered_model(self.name, description="m3rec_spark: one model for all markets")
         source = f"{self.client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
-        version = self.client.create_model_version(self.name, source, run_id, tags={**tags, _KEY: key})
-        self.client.set_registered_model_alias(self.name, CHALLENGER, version.version)
+        version = self.client.create_model_version(self.name, source, run_id, tags={**tags, _CONTENT: content})
+        self.challenge(version)
         return version
+
+    def challenge(self, version: Any) -> None:
+        """Points the alias `challenger` at a version."""
+        self.client.set_registered_model_alias(self.name, CHALLENGER, version.version)
 
     def fetch(self, version: Any, folder: Path) -> Path:
         """The files of a version, in a folder."""
@@ -82,7 +88,7 @@ class Registry:
 
     def promote(self, version: Any) -> None:
         """Makes a version the champion; what it replaces is remembered."""
-        before = self.find(CHAMPION)
+        before = self.holder(CHAMPION)
         if before is not None and before.version != version.version:
             self.client.set_model_version_tag(self.name, version.version, _REPLACED, before.version)
         self.client.set_model_version_tag(self.name, version.version, "validation_status", "passed")
@@ -94,7 +100,7 @@ class Registry:
         Raises:
             UsageError: there is no champion, or it replaced none.
         """
-        champion = self.find(CHAMPION)
+        champion = self.holder(CHAMPION)
         if champion is None:
             raise UsageError(f"'{self.name}' has no version with the alias {CHAMPION}: nothing to roll back")
         before = champion.tags.get(_REPLACED)
@@ -135,25 +141,42 @@ def input_example(requests: Sequence[Request]) -> pd.DataFrame:
 
 
 def smoke_test(model: Path, expected: Mapping[str, Any]) -> None:
-    """Loads a fetched model and compares its lists with those of the model as it was packed.
+    """Loads a fetched model, with the code that it carries, and compares its answers with those when it was packed.
+
+    In a process of its own: this one has the package imported already.
 
     Args:
         model: folder of `Registry.fetch`.
-        expected: {"requests": rows of the input, "items": list of each}.
+        expected: {"requests": rows of the input, "items": list of each, "scores": of these}.
 
     Raises:
         DataError: it does not load, or answers something else.
     """
-    import mlflow.pyfunc
-
-    try:
-        with _quiet():
-            answer = mlflow.pyfunc.load_model(str(model)).predict(pd.DataFrame(expected["requests"]))
-    except Exception as error:  # any: whatever it is, it must not serve
-        raise DataError(f"the registered model does not load or answer ({type(error).__name__}: {error})") from error
-    found = [list(items) for items in answer["items"]]
-    if found != expected["items"]:
+    hidden = {"PYTHONPATH", "PYTHONSTARTUP"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK, str(model)],
+        input=json.dumps(expected["requests"]),
+        capture_output=True,
+        text=True,
+        cwd=model,
+        env=environment | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+    )
+    if done.returncode:
+        told = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+        raise DataError(f"the registered model does not load or answer ({told})")
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    if answer != [expected["items"], expected["scores"]]:
         raise DataError("the registered model answers other lists than the model that was packed: register it again")
+
+
+_ASK = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import mlflow, pandas
+answer = mlflow.pyfunc.load_model(sys.argv[1]).predict(pandas.DataFrame(json.load(sys.stdin)))
+print(json.dumps([[list(value) for value in answer[name]] for name in ("items", "scores")]))
+"""
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

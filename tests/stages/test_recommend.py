@@ -11,7 +11,7 @@ from small_workspace import publish_served
 
 from m3rec_spark.config import load
 from m3rec_spark.errors import DataError, UsageError
-from m3rec_spark.stages import explain, recommend
+from m3rec_spark.stages import explain, pipeline, recommend
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace
 from m3rec_spark.tracking.runs import Tracker
@@ -58,11 +58,13 @@ def test_a_list_of_users(spark: SparkSession, workspace: Workspace, tmp_path: Pa
         facts = run(workspace, str(tmp_path / name), "recommend.k=2")
         assert facts["unknown_users"] == 2
         assert "2 of 5 users of" in caplog.text
-        frame = workspace.read(spark, "recommendations").toPandas().sort_values(["market", "user_id", "rank"])
+        table = workspace.read(spark, "recommendations_of_list")
+        frame = table.toPandas().sort_values(["market", "user_id", "rank"])
         frames.append(frame.reset_index(drop=True))
     assert set(zip(frames[0]["market"], frames[0]["user_id"], strict=True)) == {("b", "u1"), ("a", "u0"), ("ü", "u1")}
     assert len(frames[0]) == 6
     pd.testing.assert_frame_equal(*frames)
+    assert workspace.manifest("recommendations") is None  # that of all users is another table
 
 
 def test_a_list_that_cannot_be_used_is_refused_and_the_table_stays(
@@ -104,3 +106,16 @@ def test_explain_is_a_table_that_adds_up(workspace: Workspace) -> None:
 def test_explain_says_what_is_unknown(workspace: Workspace, asked: tuple[str, str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         explain.explain(Context(load(), workspace, Tracker(), "k"), *asked)
+
+
+def test_what_another_command_works_on_is_left_alone(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shop owner's question must not take the folders of the night's job away."""
+    monkeypatch.setattr(pipeline, "require_fresh", lambda *_: None)
+    monkeypatch.setattr(pipeline, "_source_digest", lambda *_, **__: "digest")
+    busy = workspace.root / "_scratch" / "recommend-of-another"
+    busy.mkdir(parents=True)
+    wanted = ("b", "u3", "i 7")
+    config = load(None, ["tracking.enabled=false"])
+    text = pipeline.after("train", "explain", config, workspace, lambda context: explain.explain(context, *wanted))
+    assert "bought both" in text
+    assert busy.is_dir()

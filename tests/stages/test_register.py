@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from small_workspace import publish_served
@@ -24,7 +25,9 @@ CONTRACT = {
 RANKED = {"n": 8, "half_width": 0.02}
 
 
-def write_report(workspace: Workspace, figures: dict[str, float], model: str = "m3rec", **contract: Any) -> None:
+def write_report(
+    workspace: Workspace, figures: dict[str, float], key: str, model: str = "m3rec", **contract: Any
+) -> None:
     rows = [
         {
             "model": model,
@@ -40,7 +43,7 @@ def write_report(workspace: Workspace, figures: dict[str, float], model: str = "
     whole = CONTRACT | contract
     path = workspace.root / "reports" / "evaluate.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"sha256": whole["sha256"], "contract": whole, "rows": rows}))
+    path.write_text(json.dumps({"key": key, "sha256": whole["sha256"], "contract": whole, "rows": rows}))
 
 
 GOOD = {"a": 0.5, "b": 0.4, "ü": 0.3, "mean": 0.4, "all": 0.42}
@@ -52,14 +55,14 @@ class Shop:
     def __init__(self, root: Path) -> None:
         self.workspace, self.uri = publish_served(root / "w"), f"sqlite:///{root / 'mlflow.db'}"
         self.registry = Registry.open("m3rec", self.uri, None)
-        write_report(self.workspace, GOOD)
+        write_report(self.workspace, GOOD, "k1")
 
     def promote(self, key: str, dry_run: bool = False) -> tuple[bool, list[Any]]:
         with pipeline_run(self.uri, "e", "promote", self.workspace.root) as tracker:
             return register.promote(Context(load(), self.workspace, tracker, key), self.registry, dry_run)
 
     def version(self, alias: str) -> int | None:
-        found = self.registry.find(alias)
+        found = self.registry.holder(alias)
         return None if found is None else int(found.version)
 
 
@@ -74,13 +77,13 @@ def test_from_the_first_champion_to_a_refusal_and_back(shop: Shop, monkeypatch: 
     assert shop.promote("k1") == (True, [])
     assert shop.version(CHAMPION) == 1  # registered once only
 
-    write_report(shop.workspace, GOOD | {"ü": 0.28, "b": 0.45, "mean": 0.41})
+    write_report(shop.workspace, GOOD | {"ü": 0.28, "b": 0.45, "mean": 0.41}, "k2")
     passed, verdicts = shop.promote("k2")
     assert not passed
     assert [(v.market, v.passed) for v in verdicts] == [("mean", True), ("a", True), ("b", True), ("ü", False)]
     assert (shop.version(CHALLENGER), shop.version(CHAMPION)) == (2, 1)
 
-    write_report(shop.workspace, GOOD | {"b": 0.45, "mean": 0.417})
+    write_report(shop.workspace, GOOD | {"b": 0.45, "mean": 0.417}, "k3")
     assert shop.promote("k3", dry_run=True)[0]
     assert shop.version(CHAMPION) == 1
     assert shop.promote("k3")[0]
@@ -109,19 +112,37 @@ def test_an_artifact_that_does_not_answer_never_serves(shop: Shop, monkeypatch: 
 
 def test_other_contracts_are_never_compared(shop: Shop) -> None:
     shop.promote("k1")
-    write_report(shop.workspace, GOOD, sha256="d" * 64, negatives=5)
+    write_report(shop.workspace, GOOD, "k2", sha256="d" * 64, negatives=5)
     with pytest.raises(DataError, match="negatives: 5 and 9"):
         shop.promote("k2")
     assert shop.version(CHAMPION) == 1
 
 
 def test_what_was_not_evaluated_is_not_registered(shop: Shop) -> None:
-    write_report(shop.workspace, GOOD, model="ease")
+    write_report(shop.workspace, GOOD, "k1", model="ease")
     with pytest.raises(DataError, match="'m3rec' was not evaluated"):
         shop.promote("k1")
-    (shop.workspace.root / "reports" / "evaluate.json").unlink()
-    with pytest.raises(MissingTableError, match="run `m3rec evaluate` first"):
-        shop.promote("k1")
+    path = shop.workspace.root / "reports" / "evaluate.json"
+    write_report(shop.workspace, GOOD, "another")
+    for spoil in (lambda: None, lambda: path.write_text("{broken"), path.unlink):
+        spoil()
+        with pytest.raises(MissingTableError, match="missing, damaged or of another model: run `m3rec evaluate` first"):
+            shop.promote("k1")
+
+
+def test_other_figures_or_vectors_are_another_version(shop: Shop) -> None:
+    """The same key: a training that was forced, or an evaluation that was made again."""
+    shop.promote("k1", dry_run=True)
+    write_report(shop.workspace, GOOD | {"mean": 0.41}, "k1")
+    shop.promote("k1", dry_run=True)
+    assert shop.version(CHALLENGER) == 2
+    vectors = shop.workspace.folder("model") / "user_vectors.npy"
+    np.save(vectors, np.load(vectors) * 2)
+    shop.promote("k1", dry_run=True)
+    assert shop.version(CHALLENGER) == 3
+    np.save(vectors, np.load(vectors) / 2)
+    shop.promote("k1", dry_run=True)
+    assert shop.version(CHALLENGER) == 2  # found again, and it is the challenger now
 
 
 def test_the_card_says_what_was_measured(shop: Shop) -> None:

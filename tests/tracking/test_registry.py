@@ -37,13 +37,13 @@ def test_a_version_is_added_found_and_loaded(
     registry: Registry, run_id: str, model: tuple[Path, Recommender], tmp_path: Path
 ) -> None:
     uri = mlflow.get_tracking_uri()
-    assert registry.find(CHAMPION) is None
-    assert registry.find_key("k1") is None
+    assert registry.holder(CHAMPION) is None
+    assert registry.find_content("k1") is None
     version = add(registry, run_id, model[0], "k1")
     assert version.version in ("1", 1)
-    assert registry.find(CHALLENGER).version == version.version  # type: ignore[union-attr]
-    assert registry.find_key("k1").version == version.version  # type: ignore[union-attr]
-    assert registry.find_key("k2") is None
+    assert registry.holder(CHALLENGER).version == version.version  # type: ignore[union-attr]
+    assert registry.find_content("k1").version == version.version  # type: ignore[union-attr]
+    assert registry.find_content("k2") is None
     with fetched(registry, version) as folder:
         expected = smoke(model[1])[1]
         smoke_test(folder, expected)
@@ -51,6 +51,14 @@ def test_a_version_is_added_found_and_loaded(
             smoke_test(folder, {**expected, "items": [["x"], *expected["items"][1:]]})
         with pytest.raises(DataError, match=r"no evaluate\.json"):
             read_json(folder, "evaluate.json")
+        with pytest.raises(DataError, match="other lists"):
+            smoke_test(folder, {**expected, "scores": [[0.5], *expected["scores"][1:]]})
+        code = next(folder.rglob("code/m3rec_spark/ranking/recommender.py"))
+        whole = code.read_text()
+        code.write_text("raise SystemError('of the artifact')")  # its own code runs, not the package of this process
+        with pytest.raises(DataError, match=r"does not load or answer .*of the artifact"):
+            smoke_test(folder, expected)
+        code.write_text(whole)
         for file in folder.rglob("item_vectors.npy"):
             file.unlink()
         with pytest.raises(DataError, match="does not load or answer"):
@@ -69,6 +77,6 @@ def test_promotion_is_remembered_and_taken_back(
         registry.rollback()
     registry.promote(second)
     registry.promote(second)  # again: it does not replace itself
-    assert registry.find(CHAMPION).version == second.version  # type: ignore[union-attr]
+    assert registry.holder(CHAMPION).version == second.version  # type: ignore[union-attr]
     assert registry.rollback() == (str(second.version), str(first.version))
-    assert registry.find(CHAMPION).version == first.version  # type: ignore[union-attr]
+    assert registry.holder(CHAMPION).version == first.version  # type: ignore[union-attr]
