@@ -35,9 +35,8 @@ from m3rec_spark.ranking.ids import save_ids
 from m3rec_spark.ranking.scorers import unit
 
 DIMENSION, COMPARED = 128, 200
-QUICK = {"users": 20_000, "items": 10_000, "als_users": 20_000}
-FULL = {"users": 100_000, "items": 20_000, "als_users": 20_000}
-LISTS = (10, 100)
+QUICK = {"users": 20_000, "items": 10_000, "als_users": 20_000, "lists": "10"}
+FULL = {"users": 100_000, "items": 20_000, "als_users": 20_000, "lists": "10,100"}
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def main() -> None:
             return
         sizes = harness.arguments(__doc__, QUICK, FULL)
         shop = Shop(Path(folder) / "shop", sizes.users, sizes.items)
-        for k in LISTS:
+        for k in map(int, sizes.lists.split(",")):
             for library in ("implicit", "faiss"):
                 against_library(spark, shop, library, k)
         against_als(spark, Shop(Path(folder) / "small", sizes.als_users, sizes.items), 10)
