@@ -30,8 +30,8 @@ from m3rec_spark.data.synthetic import generate_arrays
 from m3rec_spark.ranking.batch import Work, recommend_all
 from m3rec_spark.ranking.block_lists import block_lists
 from m3rec_spark.ranking.bundle import Places, open_places
-from m3rec_spark.ranking.explain import save_shoppers
 from m3rec_spark.ranking.ids import save_ids
+from m3rec_spark.ranking.pack import save_shoppers
 from m3rec_spark.ranking.scorers import unit
 
 DIMENSION, COMPARED = 128, 200

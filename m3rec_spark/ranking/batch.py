@@ -22,7 +22,7 @@ from m3rec_spark.data.arrays import open_arrays
 from m3rec_spark.paths import replacing
 from m3rec_spark.ranking.block_lists import block_lists
 from m3rec_spark.ranking.bundle import Places, open_places
-from m3rec_spark.ranking.recommender import Recommender, Request, reasons_as_json
+from m3rec_spark.ranking.recommender import Recommender, as_json
 from m3rec_spark.ranking.topk import Lists
 from m3rec_spark.similarity.tasks import forget_zip_importers, one_task_blas
 
@@ -117,7 +117,7 @@ def _write(work: Work, task: int, rows: NDArray[np.int64]) -> Iterator[pa.Record
                     with one_task_blas():
                         lists = block_lists(served.scorer, arrays, market, local, work.k)
                     user_ids = served.users.column.take(pa.array(block)).cast(pa.string())
-                    reasons = _reasons(served, market, user_ids, lists, work.k) if work.reasons else None
+                    reasons = _reasons(served, market, local, lists) if work.reasons else None
                     writer.write_batch(_batch(lists, user_ids, item_ids, reasons))
                     count += len(lists.items)
                     short += int((np.diff(lists.offsets) < work.k).sum())
@@ -150,10 +150,12 @@ def _batch(lists: Lists, user_ids: pa.Array, item_ids: pa.Array, reasons: pa.Arr
     return pa.RecordBatch.from_arrays(columns, schema=FILE_SCHEMA)
 
 
-def _reasons(served: Recommender, market: int, user_ids: pa.Array, lists: Lists, k: int) -> pa.Array:
-    """The reasons of the same items, as the served model gives them."""
-    requests = [Request(served.markets[market], user_id, k=k, explain=True) for user_id in user_ids.to_pylist()]
-    texts = [text for answer in served.recommend(requests) for text in reasons_as_json(answer)]
-    if len(texts) != len(lists.items):
-        raise AssertionError("the served model lists other items than the batch")
+def _reasons(served: Recommender, market: int, users: NDArray[np.int32], lists: Lists) -> pa.Array:
+    """The reasons of the items in the lists, as the served model gives them."""
+    items, texts = lists.items.astype(np.intp), []
+    history, local = served.arrays.history(market, users), served.scorer.cosine.local(served.arrays, market, users)
+    for row in range(len(users)):
+        bought = history.indices[history.indptr[row] : history.indptr[row + 1]].astype(np.intp)
+        mine = items[lists.offsets[row] : lists.offsets[row + 1]]
+        texts += [as_json(reasons) for reasons in served.reasons(market, bought, local[row], mine)]
     return pa.array(texts, pa.list_(pa.string()))

@@ -80,15 +80,6 @@ class Shoppers:
         return found
 
 
-def save_shoppers(arrays: MarketArrays, folder: Path) -> None:
-    """Writes X by item into a folder. Cost: one sort of the N pairs, 20 bytes a pair."""
-    order = np.argsort(arrays.slots, kind="stable")
-    rows = np.repeat(np.arange(arrays.n_rows, dtype=np.int32), np.diff(arrays.indptr))[order]
-    counts = np.bincount(arrays.slots, minlength=len(arrays.slot_items))
-    np.save(folder / "rows.npy", rows)
-    np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-
-
 def open_shoppers(folder: Path) -> Shoppers:
     """X by item, mapped.
 

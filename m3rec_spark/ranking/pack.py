@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.errors import CorruptTableError
 from m3rec_spark.ranking.bundle import Places, seal_bundle
-from m3rec_spark.ranking.explain import save_shoppers
 from m3rec_spark.ranking.ids import save_ids
 from m3rec_spark.ranking.scorers import published_scorer
-from m3rec_spark.similarity.similarity_table import similarity_matrix
+from m3rec_spark.similarity.entries import transpose
+from m3rec_spark.similarity.similarity_table import item_vectors, similarity_matrix
 from m3rec_spark.tables import Workspace
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,13 @@ def lay_out(workspace: Workspace, folder: Path) -> Places:
     return Places(**tables, **{name: str(folder / name) for name in ("shoppers", "world", "ids")})
 
 
+def save_shoppers(arrays: MarketArrays, folder: Path) -> None:
+    """X by item, for `explain.open_shoppers`."""
+    by_item = transpose(arrays.indptr, arrays.slots, len(arrays.slot_items))
+    np.save(folder / "starts.npy", by_item.indptr)
+    np.save(folder / "rows.npy", by_item.users)
+
+
 def _copy_ease(workspace: Workspace, folder: Path, arrays: MarketArrays) -> None:
     """B of the markets that have a share of it: the others never ask for it."""
     scorer = published_scorer(str(folder / "model"), "")
@@ -75,11 +82,7 @@ def _copy_ease(workspace: Workspace, folder: Path, arrays: MarketArrays) -> None
 
 def _save_world(workspace: Workspace, folder: Path, n_items: int) -> None:
     """V-Glob and B-Glob, as arrays that can be mapped."""
-    table = workspace.read_arrow("item_vectors")
-    flat = table["vector"].combine_chunks().flatten().to_numpy()
-    vectors = np.zeros((n_items, len(flat) // max(1, len(table))), np.float32)
-    vectors[table["item"].to_numpy()] = flat.reshape(len(table), -1)
-    np.save(folder / "item_vectors.npy", vectors)
+    np.save(folder / "item_vectors.npy", item_vectors(workspace.read_arrow("item_vectors"), n_items))
     similarity = similarity_matrix(workspace.read_arrow("similarity"), n_items)
     similarity.sort_indices()
     for name in ("data", "indices", "indptr"):

@@ -146,7 +146,8 @@ class Recommender:
             items, status = lists.items[mine].astype(np.intp), statuses[row]
             reasons = None
             if request.explain:
-                reasons = [] if status == "popular" else list(self._reasons(market, asked[row], items))
+                user = asked[row]
+                reasons = [] if status == "popular" else list(self.reasons(market, user.history, user.local, items))
             outside = [self.items[int(item)] for item in self.arrays.slot_items[slots][items]]
             yield Answer(status, outside, [float(score) for score in lists.scores[mine]], reasons)
 
@@ -172,10 +173,13 @@ class Recommender:
         """Global items, ascending and distinct."""
         return np.unique(np.array([item for item in map(self.items.find, ids) if item is not None], np.int64))
 
-    def _reasons(self, market: int, user: _User, items: NDArray[np.intp]) -> Iterator[list[Reason]]:
-        parts = shares(self.scorer, self.arrays, market, user.history, user.local, items)
+    def reasons(
+        self, market: int, history: NDArray[np.intp], local: NDArray[np.float32], items: NDArray[np.intp]
+    ) -> Iterator[list[Reason]]:
+        """Reasons for each of the local `items`, for a user with this history (local items) and U-Loca."""
+        parts = shares(self.scorer, self.arrays, market, history, local, items)
         own = self.arrays.slot_items[self.arrays.market_slots(market)]
-        yield from self.told(parts, own[user.history], own[items])
+        yield from self.told(parts, own[history], own[items])
 
     def told(
         self, parts: Shares, history: NDArray[np.int32], items: NDArray[np.int32], counted: int = _COUNTED
@@ -236,5 +240,10 @@ def _rows(histories: Sequence[NDArray[np.intp]], n_items: int) -> sp.csr_matrix:
 
 
 def reasons_as_json(answer: Answer) -> list[list[str]]:
-    """Of each item a JSON object for each reason, as the table `recommendations` and the scoring server carry them."""
-    return [[json.dumps(asdict(one), ensure_ascii=False) for one in reasons] for reasons in answer.reasons or []]
+    """Of each item of an answer `as_json`."""
+    return [as_json(reasons) for reasons in answer.reasons or []]
+
+
+def as_json(reasons: list[Reason]) -> list[str]:
+    """A JSON object for each reason, as the table `recommendations` and the scoring server carry them."""
+    return [json.dumps(asdict(one), ensure_ascii=False) for one in reasons]

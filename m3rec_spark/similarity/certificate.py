@@ -11,7 +11,7 @@ conjugate gradients up to STEPS passes more, and six arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -124,11 +124,7 @@ class _System:
             for part, own in zip(vectors, self.columns, strict=True):
                 part[own, np.arange(len(own))] -= 1.0
         with ThreadPoolExecutor(self.threads) as pool:
-            for batch in self.cells():
-                market, item_a, item_b, count = (
-                    batch[name].to_numpy() for name in ("market", "item_a", "item_b", "count")
-                )
-                values = count * self.market_weights[market]
+            for item_a, item_b, values in self._weighted_cells():
                 self.largest = max(self.largest, float(values.max(initial=0.0)))
                 added = [
                     pool.submit(_add_product, item_a, item_b, values, part, into)
@@ -143,11 +139,15 @@ class _System:
     def diagonal(self, n_items: int) -> NDArray[np.float64]:
         """(n,) of A + lambda I."""
         found = np.full(n_items, self.lambda_f)
+        for item_a, item_b, values in self._weighted_cells():
+            own = item_a == item_b
+            np.add.at(found, item_a[own], values[own])
+        return found
+
+    def _weighted_cells(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]]]:
         for batch in self.cells():
             market, item_a, item_b, count = (batch[name].to_numpy() for name in ("market", "item_a", "item_b", "count"))
-            own = item_a == item_b
-            np.add.at(found, item_a[own], (count * self.market_weights[market])[own])
-        return found
+            yield item_a, item_b, count * self.market_weights[market]
 
 
 def _refined(system: _System, residual: Parts, limit: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from m3rec_spark import __version__
-from m3rec_spark.errors import DataError, MissingTableError
+from m3rec_spark.errors import DataError, MissingTableError, UsageError
 from m3rec_spark.evaluation.gate import Verdict, verdicts
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.ranking.bundle import open_bundle
@@ -37,8 +37,11 @@ def register(context: Context, registry: Registry) -> Any:
 
     Raises:
         MissingTableError: it was not evaluated.
+        UsageError: there is no MLflow run to register it with.
     """
-    report = _report(context)
+    report, run_id = _report(context), context.tracker.run_id
+    if run_id is None:
+        raise UsageError("MLflow cannot be reached, and a model is registered with its run: see the warning above")
     content = _content(context, report)
     known = registry.find_content(content)
     if known is not None:
@@ -59,7 +62,7 @@ def register(context: Context, registry: Registry) -> Any:
         card = model_card(context.config, report, facts)
         write_atomically(extra / CARD, card.encode())
         write_atomically(context.workspace.root / "reports" / CARD, card.encode())
-        version = registry.add(context.tracker.run_id or "", model, content, {"m3rec.contract": report["sha256"]})
+        version = registry.add(run_id, model, content, {"m3rec.contract": report["sha256"]})
     log.info("registered version %s of '%s', alias challenger", version.version, registry.name)
     return version
 

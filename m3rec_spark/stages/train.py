@@ -11,19 +11,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from m3rec_spark.config import Train
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
-from m3rec_spark.errors import CheckpointError, CorruptTableError, UsageError
+from m3rec_spark.errors import CheckpointError, UsageError
 from m3rec_spark.evaluation.blend import choose_weights
 from m3rec_spark.evaluation.validation import MEAN, Validator, validation_sample
 from m3rec_spark.models.m3rec import M3Rec, Pairs, margin_loss, market_similarity, softmax_loss
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer
 from m3rec_spark.similarity.b_glob import tailor
-from m3rec_spark.similarity.similarity_table import similarity_matrix
+from m3rec_spark.similarity.similarity_table import item_vectors, similarity_matrix
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace
 from m3rec_spark.training import checkpoint, feed
@@ -99,21 +98,9 @@ def _model(context: Context, arrays: MarketArrays) -> M3Rec:
         markets = [arrays.slot_items[arrays.market_slots(market)] for market in range(arrays.n_markets)]
         similarity = market_similarity([tailor(b_glob, items) for items in markets])
     if settings.inter:
-        prior = item_vectors(workspace, arrays.n_items)[arrays.slot_items]
+        prior = item_vectors(workspace.read_arrow("item_vectors"), arrays.n_items)[arrays.slot_items]
     dimension = context.config.skipgram.dimension
     return M3Rec(arrays.n_rows, len(arrays.slot_items), dimension, similarity, prior, settings.seed)
-
-
-def item_vectors(workspace: Workspace, n_items: int) -> NDArray[np.float32]:
-    """(n_items, d) V-Glob of the published table; zero for an item without a vector (cold everywhere)."""
-    table = workspace.read_arrow("item_vectors")
-    items = table["item"].to_numpy()
-    flat = table["vector"].combine_chunks().flatten().to_numpy()
-    if not len(items) or len(flat) % len(items) or items.min() < 0 or items.max() >= n_items:
-        raise CorruptTableError("item_vectors does not fit the items: run `m3rec pretrain --force`")
-    vectors = np.zeros((n_items, len(flat) // len(items)), np.float32)
-    vectors[items] = flat.reshape(len(items), -1)
-    return vectors
 
 
 def _validator(workspace: Workspace, arrays: MarketArrays, sample: pa.Table) -> Validator:

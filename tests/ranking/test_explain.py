@@ -8,7 +8,8 @@ from small_workspace import publish_served, publish_shop
 
 from m3rec_spark.data.arrays import open_arrays
 from m3rec_spark.errors import CorruptTableError
-from m3rec_spark.ranking.explain import open_shoppers, save_shoppers, shares
+from m3rec_spark.ranking.explain import open_shoppers, shares
+from m3rec_spark.ranking.pack import save_shoppers
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, M3RecScorer, published_scorer
 
 

@@ -17,6 +17,7 @@ from m3rec_spark.config import load
 from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
 from m3rec_spark.errors import CheckpointError, MissingTableError, UsageError
 from m3rec_spark.models.m3rec import M3Rec, Pairs
+from m3rec_spark.similarity.similarity_table import item_vectors
 from m3rec_spark.stages import train
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace, arrow_schema
@@ -140,7 +141,7 @@ def test_the_model_folder_serves_the_users_of_the_paper(workspace: Workspace) ->
     np.testing.assert_allclose(history[ITEMS:], block @ item[ITEMS:], rtol=1e-5, atol=1e-6)
     assert (weights == 1).all()
     loca = load_file(folder / "weights.safetensors")["v_loca"]
-    prior = train.item_vectors(workspace, ITEMS)[arrays.slot_items]
+    prior = item_vectors(workspace.read_arrow("item_vectors"), ITEMS)[arrays.slot_items]
     np.testing.assert_allclose(item, prior + loca, rtol=1e-6)
     assert np.abs(loca).max() > 0.01
 
