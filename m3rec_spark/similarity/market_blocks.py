@@ -1,8 +1,8 @@
 """B (paper, eq. 4) in the blocks that elimination by market leaves, on disk (markets.py).
 
 C = (A + lambda I)^-1 for S_m, the items that market m alone sells, and O, the shared ones:
-    C_OO,    C_mO = -H_m',    C_mm' = F_m H_m' (+ G_m^-1 where m = m');    B_ij = -C_ij / C_jj off the diagonal.
-Cost of k rows of B by c columns: 2 k o c flops at most, 2 k o_m c within a market; memory k c + k o + o c numbers.
+    C_OO,    C_mO = -H_m',    C_mm,    C_mm' = F_m H_m' for m != m';    B_ij = -C_ij / C_jj off the diagonal.
+Cost of k rows of B by c columns: 2 k o c flops at most, none within a market; memory k c + k o + o c numbers.
 
 Notation: n items; o = |O|; s_m = |S_m|; o_m shared items that market m sells, O_m their places in O.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3rec_spark.compiled import compiled
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.paths import replacing
 from m3rec_spark.similarity.dense import Matrix, product
@@ -74,7 +75,7 @@ class Store:
         return np.asarray(np.load(Path(self.folder) / f"{name}.npy", mmap_mode="r"))
 
     def of_market(self, market: int, name: str) -> NDArray[Any]:
-        """`sold` O_m (o_m,), `factor` F_m (s_m, o_m), `inverse` G_m^-1 (s_m, s_m), `response` H_m (o, s_m)."""
+        """`sold` O_m (o_m,), `factor` F_m (s_m, o_m), `response` H_m (o, s_m), `own` C_mm (s_m, s_m)."""
         return self.open(f"market-{market:05d}/{name}")
 
     def save_of_market(self, market: int, name: str, array: NDArray[Any]) -> None:
@@ -108,13 +109,13 @@ class EliminatedWeights:
         return self.block(np.arange(first, last), np.arange(self.n_items))
 
     def block(self, rows: NDArray[Any], columns: NDArray[Any]) -> Matrix:
-        """(rows, columns) of B for ascending items. Within a market it costs little: no block of another is read."""
+        """(rows, columns) of B for ascending items. Within a market its blocks are only read."""
         split = self.store.split()
         weights = np.zeros((len(rows), len(columns)))
         by_rows, by_columns = _groups(split, rows), _groups(split, columns)
         self._fill_border(weights, by_rows, by_columns)
         self._fill_own(weights, by_rows, by_columns)
-        weights /= -self.store.open("diagonal")[columns]
+        weights *= -1.0 / self.store.open("diagonal")[columns]
         at = np.searchsorted(columns, rows)
         on = np.flatnonzero(np.append(columns, -1)[at] == rows)
         weights[on, at[on]] = 0.0
@@ -125,32 +126,40 @@ class EliminatedWeights:
         for row in by_rows:
             for column in by_columns:
                 if row.owner == column.owner == SHARED:
-                    C[np.ix_(row.at, column.at)] = self.store.open("shared")[np.ix_(row.places, column.places)]
+                    place(C, row.at, column.at, self.store.open("shared"), row.places, column.places, 1.0)
                 elif column.owner == SHARED:
-                    C[np.ix_(row.at, column.at)] = -self._response(row.owner, column.places, row.places).T
+                    H = self.store.of_market(row.owner, "response")
+                    place(C, row.at, column.at, H.T, row.places, column.places, -1.0)
                 elif row.owner == SHARED:
-                    C[np.ix_(row.at, column.at)] = -self._response(column.owner, row.places, column.places)
+                    H = self.store.of_market(column.owner, "response")
+                    place(C, row.at, column.at, H, row.places, column.places, -1.0)
 
     def _fill_own(self, C: Matrix, by_rows: list[_Group], by_columns: list[_Group]) -> None:
-        """C_mm' = F_m H_m' + [m = m'] G_m^-1: the rows of all markets in one product per m'."""
-        own_rows = [row for row in by_rows if row.owner >= 0]
-        if not own_rows:
-            return
-        sold = [self.store.of_market(row.owner, "sold") for row in own_rows]
-        reached = np.unique(np.concatenate(sold))  # other columns of F are 0
-        F = np.zeros((sum(len(row.at) for row in own_rows), len(reached)))
-        first = 0
-        for row, shared in zip(own_rows, sold, strict=True):
-            mine = np.arange(first, first := first + len(row.at))
-            F[np.ix_(mine, np.searchsorted(reached, shared))] = self.store.of_market(row.owner, "factor")[row.places]
-        at = np.concatenate([row.at for row in own_rows])
+        """C_mm, and C_mm' = F_m H_m': the rows of all other markets in one product per m'."""
         for column in by_columns:
-            if column.owner >= 0:
-                C[np.ix_(at, column.at)] = product(F, self._response(column.owner, reached, column.places))
-                for row in own_rows:
-                    if row.owner == column.owner:
-                        inverse = self.store.of_market(row.owner, "inverse")
-                        C[np.ix_(row.at, column.at)] += inverse[np.ix_(row.places, column.places)]
+            if column.owner < 0:
+                continue
+            others = [row for row in by_rows if row.owner not in (SHARED, column.owner)]
+            if others:
+                F, reached = self._factors(others)
+                across = product(F, self._response(column.owner, reached, column.places))
+                at = np.concatenate([row.at for row in others])
+                place(C, at, column.at, across, np.arange(len(at)), np.arange(len(column.at)), 1.0)
+            for row in by_rows:
+                if row.owner == column.owner:
+                    own = self.store.of_market(row.owner, "own")
+                    place(C, row.at, column.at, own, row.places, column.places, 1.0)
+
+    def _factors(self, rows: list[_Group]) -> tuple[Matrix, Indices]:
+        """Rows of F below each other; and which of O its columns are, as all others are 0."""
+        sold = [self.store.of_market(row.owner, "sold") for row in rows]
+        reached, first = np.unique(np.concatenate(sold)), 0
+        F = np.zeros((sum(len(row.at) for row in rows), len(reached)))
+        for row, shared in zip(rows, sold, strict=True):
+            mine = np.arange(first, first := first + len(row.at))
+            of_market = self.store.of_market(row.owner, "factor")
+            place(F, mine, np.searchsorted(reached, shared), of_market, row.places, np.arange(len(shared)), 1.0)
+        return F, reached
 
     def _response(self, market: int, shared: Indices, own: Indices) -> Matrix:
         """H_m[shared, own], mapped where it is the whole."""
@@ -168,6 +177,18 @@ class _Group:
     """Where they are among those items."""
     places: Indices
     """Their places among their owner's."""
+
+
+@compiled
+def place(
+    C: Matrix, rows: Indices, columns: Indices, block: Matrix, its_rows: Indices, its_columns: Indices, sign: float
+) -> None:
+    """C[rows, columns] += sign block[its_rows, its_columns], by tiles, as block may lie in either order."""
+    for top in range(0, len(rows), 64):
+        for left in range(0, len(columns), 64):
+            for i in range(top, min(top + 64, len(rows))):
+                for j in range(left, min(left + 64, len(columns))):
+                    C[rows[i], columns[j]] += sign * block[its_rows[i], its_columns[j]]
 
 
 def _groups(split: Split, items: NDArray[Any]) -> list[_Group]:

@@ -4,13 +4,13 @@ Users belong to one market each, so the items S_m that market m alone sells neve
 shared items O couple the markets. With G_m = A[S_m, S_m] + lambda I and E_m = A[S_m, O], for every market in a task:
     1.  G_m = L L',  Y = L^-1 E_m,  F_m = L^-T Y = G_m^-1 E_m,  G_m^-1,  and what m adds to the border, A_m[O, O] - Y'Y;
     2.  C_OO = (sum of those + lambda I)^-1 on the driver: the inverse of the Schur complement of all S_m;
-    3.  H_m = C_OO F_m', which with F_m and G_m^-1 gives all of C = (A + lambda I)^-1 (market_blocks.py).
+    3.  H_m = C_OO F_m' and C_mm = G_m^-1 + F_m H_m, which give all of C = (A + lambda I)^-1 (market_blocks.py).
 Where that is cheaper, step 1 inverts the side of a market's few users, X = sqrt(w_m) [X_S X_O], instead (ease.py):
     P = X' (X_S X_S' + lambda I)^-1 X;    G_m^-1 = (I - P_SS) / lambda,    F_m = P_SO,    and to the border lambda P_OO.
 
-Cost: sum_m (s_m^3 + 2 s_m^2 o_m + s_m o_m^2 + 2 s_m o_m o) + o^3 flops, against (o + sum_m s_m)^3; two Spark jobs with
-a task a market, nothing shuffled. Numbers held by a task: s_m^2 + s_m o_m + o_m^2, then o (s_m + o_m); by the driver:
-o^2; on disk: o^2 + sum_m (s_m^2 + s_m o_m + s_m o + o_m^2).
+Cost: sum_m (s_m^3 + 3 s_m^2 o_m + s_m o_m^2 + 2 s_m o_m o) + o^3 flops, against (o + sum_m s_m)^3; two Spark jobs with
+a task a market, nothing shuffled. Numbers held by a task: s_m^2 + s_m o_m + o_m^2, then s_m^2 + o (s_m + o_m); by the
+driver: o^2; on disk: o^2 + sum_m (2 s_m^2 + s_m o_m + s_m o + o_m^2).
 
 Notation: s_m = |S_m|; o = |O|; o_m items of O that market m sells: only those columns of E_m and F_m are kept.
 """
@@ -35,7 +35,7 @@ from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.errors import DataError, UsageError
 from m3rec_spark.similarity import ease
 from m3rec_spark.similarity.dense import Matrix, mirror, product
-from m3rec_spark.similarity.market_blocks import SHARED, EliminatedWeights, Store, split_items
+from m3rec_spark.similarity.market_blocks import SHARED, EliminatedWeights, Store, place, split_items
 from m3rec_spark.similarity.tasks import forget_zip_importers, one_task_blas
 
 log = logging.getLogger(__name__)
@@ -59,12 +59,12 @@ def market_cost(own: int, sold: int, shared: int, users: int, task_bytes: int | 
     """
     by_items = own**3 + 2 * own**2 * sold + own * sold**2
     by_users = users**3 + _USER_FLOPS * users * (users + own + sold)
-    held, step_3 = own * (own + sold) + sold**2, 2 * own * sold * shared
+    held, step_3 = own * (own + sold) + sold**2, 2 * own * sold * shared + own**2 * sold
     of_users = (own + sold) ** 2 + users * (users + 2 * (own + sold))
     fits = task_bytes is None or 8 * (held + of_users) <= task_bytes
     cheaper = users > 0 and by_users < by_items and fits
     held += of_users if cheaper else 0
-    return Cost((by_users if cheaper else by_items) + step_3, 8 * max(held, shared * (own + sold)), cheaper)
+    return Cost((by_users if cheaper else by_items) + step_3, 8 * max(held, own**2 + shared * (own + sold)), cheaper)
 
 
 def eliminate(
@@ -143,7 +143,7 @@ def _in_tasks(spark: SparkSession, markets: Sequence[int], kernel: Callable[[int
 
 @dataclass(frozen=True)
 class _Elimination:
-    """The steps. Files of a market that only they need: `border`, `diagonal`."""
+    """The steps. Files of a market that only they need: `inverse` G_m^-1, `border`, `diagonal` of C_mm."""
 
     store: Store
     gram: str
@@ -195,24 +195,25 @@ class _Elimination:
         S = np.zeros((len(shared), len(shared)), order="F")
         for market in range(len(self.costs)):
             sold, border = self.store.of_market(market, "sold"), self.store.of_market(market, "border")
-            for start in range(0, len(sold), ease.BLOCK):
-                columns = slice(start, start + ease.BLOCK)
-                S[np.ix_(sold[start:], sold[columns])] += border[start:, columns]
+            places = np.arange(len(sold))
+            place(S, sold, sold, border, places, places, 1.0)
         if len(S):
             S = mirror(ease.invert_factor(ease.cholesky(S, self.lambda_f, shared)))
         self.store.save("shared", S)
 
     def respond(self, market: int) -> None:
-        """Step 3: H_m, and diag C of the market's own items."""
+        """Step 3: H_m, C_mm and its diagonal."""
         sold, F = self.store.of_market(market, "sold"), self.store.of_market(market, "factor")
         C = self.store.open("shared")
         H = product(C if len(sold) == len(C) else C[sold].T, F.T)  # C_OO is symmetric
-        diagonal = np.diagonal(self.store.of_market(market, "inverse")).copy()
-        for start in range(0, len(F), ease.BLOCK):
-            own = slice(start, start + ease.BLOCK)
-            diagonal[own] += np.einsum("io,oi->i", F[own], H[sold, own])
+        own = self.store.of_market(market, "inverse").copy(order="F")
+        for start in range(0, len(F), ease.BLOCK):  # the lower half
+            columns = slice(start, start + ease.BLOCK)
+            H_m = H[:, columns] if len(sold) == len(C) else H[sold, columns]
+            own[start:, columns] += product(F[start:], H_m)
         self.store.save_of_market(market, "response", H)
-        self.store.save_of_market(market, "diagonal", diagonal)
+        self.store.save_of_market(market, "own", mirror(own))
+        self.store.save_of_market(market, "diagonal", np.diagonal(own))
 
     def finish(self) -> None:
         """The diagonal of C for all items; removes what is needed no more."""
@@ -221,7 +222,7 @@ class _Elimination:
         diagonal[split.items(SHARED)] = np.diagonal(self.store.open("shared"))
         for market in range(len(self.costs)):
             diagonal[split.items(market)] = self.store.of_market(market, "diagonal")
-            self.store.remove_of_market(market, "border", "diagonal")
+            self.store.remove_of_market(market, "inverse", "border", "diagonal")
         self.store.save("diagonal", diagonal)
 
 

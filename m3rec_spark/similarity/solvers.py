@@ -195,11 +195,11 @@ def _markets(goods: Catalogue, machine: Machine) -> Estimate:
     o, rows = goods.shared, 8 * 3 * _BLOCK * goods.n_items
     sizes = list(zip(goods.own, goods.shared_sold, goods.users, strict=True))
     costs = [market_cost(s, o_m, o, users, machine.task_bytes) for s, o_m, users in sizes]
-    tasks, cross = [cost.flops for cost in costs], 2 * o * sum(goods.own) ** 2
+    tasks, cross = [cost.flops for cost in costs], 2 * o * (sum(goods.own) ** 2 - sum(s**2 for s in goods.own))
     spread = max(max(tasks), sum(tasks) / machine.cores) + cross / machine.cores
     seconds = START_SECONDS + spread / CORE_FLOPS + o**3 / (CORE_FLOPS * machine.driver_cores * INVERSE_SHARE)
     driver, task = 8 * 2 * o**2, max(rows, *(cost.task_bytes for cost in costs))
-    disk = 8 * sum(s**2 + s * (o + o_m) + o_m**2 for s, o_m, _ in sizes) + 8 * o**2 + _published(goods)
+    disk = 8 * sum(2 * s**2 + s * (o + o_m) + o_m**2 for s, o_m, _ in sizes) + 8 * o**2 + _published(goods)
     obstacle = _lacks(machine, driver=driver, task=task)
     return Estimate("markets", sum(tasks) + o**3 + cross, seconds, driver, task, disk, obstacle)
 

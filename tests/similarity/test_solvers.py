@@ -35,8 +35,8 @@ def test_flops_by_hand() -> None:
     goods = Catalogue(10, 2, (3, 5), (2, 1), (9, 9))
     found = estimates(goods, LAPTOP)
     assert found["driver"].flops == 1000
-    by_market = [27 + 2 * 9 * 2 + 3 * 4 + 2 * 3 * 2 * 2, 125 + 2 * 25 * 1 + 5 * 1 + 2 * 5 * 1 * 2]
-    assert found["markets"].flops == sum(by_market) + 8 + 2 * 2 * 64
+    by_market = [27 + 3 * 9 * 2 + 3 * 4 + 2 * 3 * 2 * 2, 125 + 3 * 25 * 1 + 5 * 1 + 2 * 5 * 1 * 2]
+    assert found["markets"].flops == sum(by_market) + 8 + 2 * 2 * (64 - 9 - 25)
 
 
 def test_the_fastest_exact_one_is_chosen() -> None:
