@@ -35,6 +35,7 @@ _SERVING = {
     "register": "pack the model into one artifact for all markets and register it (alias challenger)",
     "promote": "register, compare with the champion, test the artifact, and let it serve (alias champion)",
 }
+_QUICK = ("compare.models=[ease, random_walk, lightgcn, neumf, m3rec]", "compare.seeds=1", "compare.trials=1")
 _NEXT = """next:    m3rec data xmarket --to data/xmarket    (the five real markets of the paper)
          m3rec run --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket
          m3rec demo train.loss=margin             (the paper's own loss: only train and evaluate run again)"""
@@ -83,6 +84,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         download_xmarket(Path(arguments.to))
         return 0
+    if arguments.command == "compare":
+        overrides = [*(_QUICK if arguments.quick else ()), *_models(arguments.models), *overrides]
     config = load(arguments.config, overrides)
     if arguments.print_config:
         print(to_yaml(config), end="")
@@ -92,6 +95,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         print(plan_pretrain(config, Workspace(_workspace(arguments))))
         return 0
+    if arguments.command == "compare":
+        return _compare(config, Workspace(_workspace(arguments)))
     if arguments.command in _SERVING:
         from m3rec_spark.serving_commands import run_command
 
@@ -117,6 +122,21 @@ def _stages(arguments: argparse.Namespace, config: Config, workspace: Workspace)
     if config.tracking.enabled:
         uri = tracking_uri(config.tracking.uri, workspace.root)
         print(f"MLflow:  {uri}    (look: mlflow ui --backend-store-uri {uri})")
+
+
+def _models(names: str | None) -> list[str]:
+    """--models a,b as an override; the config refuses names that it does not know."""
+    return [] if names is None else [f"compare.models=[{names}]"]
+
+
+def _compare(config: Config, workspace: Workspace) -> int:
+    from m3rec_spark.stages import compare
+    from m3rec_spark.stages.pipeline import after
+
+    after("pretrain", "compare", config, workspace, compare.run)
+    print((workspace.root / compare.TEXT).read_text(encoding="utf-8"))
+    print(f"report:  {workspace.root / compare.REPORT}\npage:    {workspace.root / compare.PAGE}")
+    return 0
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -147,6 +167,13 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         command = commands.add_parser(name, parents=[common, running], help=text, description=text)
         if name == "pretrain":
             command.add_argument("--plan", action="store_true", help="print solver, time and memory, and stop")
+    text = "Tables 2, 3 and 4: every system trained, tuned and ranked under both contracts; goes on where it was cut"
+    command = commands.add_parser("compare", parents=[common], help=text, description=text)
+    command.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    command.add_argument("--models", help="systems, separated by commas, instead of compare.models")
+    command.add_argument(
+        "--quick", action="store_true", help="one seed and no search: EASE, walks, LightGCN, NeuMF, M3Rec"
+    )
     for name, text in _SERVING.items():
         command = commands.add_parser(name, parents=[common], help=text, description=text)
         command.add_argument("--print-config", action="store_true", help="print the resolved config and stop")

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
@@ -208,6 +208,38 @@ class Evaluate(Section):
     """Users scored at once against all items of their market."""
 
 
+SystemName = Literal[
+    "popularity", "neumf", "lightgcn", "random_walk", "slim", "ease", "ease_per_market", "cross_stitch", "mmoe",
+    "bitgcf", "star", "forec", "m3rec", "m3rec_without_intra", "m3rec_without_inter", "m3rec_without_both",
+    "m3rec_paper",
+]  # fmt: skip
+
+
+class Compare(Section):
+    """Tables 2, 3 and 4: all systems under one contract."""
+
+    models: tuple[SystemName, ...] = get_args(SystemName)
+    """Systems to compare; `m3rec compare --models ease,m3rec` is short for it."""
+    seeds: PositiveInt = 5
+    """Runs of a system that depends on one; the mean and the spread are reported."""
+    seeds_of: dict[SystemName, PositiveInt] = {}
+    """Fewer for slow systems: name -> runs."""
+    trials: PositiveInt = 4
+    """Settings tried for every system on the validation half, at most; the best one is run with all seeds."""
+    trial_seconds: PositiveFloat = 120.0
+    """Training time of a run, the same for every system."""
+    epochs: PositiveInt = 100
+    patience: PositiveInt = 5
+    """Epochs without a better validation NDCG@10 before a baseline stops."""
+    validation_users: PositiveInt = 4000
+    """At most this many validation users judge an epoch and a trial."""
+    settings: dict[SystemName, tuple[dict[str, Any], ...]] = {}
+    """Settings to try instead of the built-in ones: name -> list."""
+    scores: dict[str, str] = {}
+    """Further rows: name -> CSV or Parquet of market, user_id, item_id, score for the users of the test half."""
+    seed: NonNegativeInt = 42
+
+
 class Recommend(Section):
     """Lists for all users, as a table."""
 
@@ -265,6 +297,7 @@ class Config(Section):
     skipgram: SkipGram = SkipGram()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    compare: Compare = Compare()
     recommend: Recommend = Recommend()
     registry: Registry = Registry()
     tracking: Tracking = Tracking()

@@ -5,7 +5,7 @@ Cost per epoch: users x (items in the lists of a block of users) x d; memory: th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +25,22 @@ from m3rec_spark.ranking.scorers import Scorer
 from m3rec_spark.training.sampling import gather_histories, starts
 
 BLOCK = 256  # users scored at once
+Scores = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]  # (market, rows (B,), slots (I,)) -> (B, I)
 MEAN = "valid/ndcg_10"  # over the markets' values: a small market counts as much as a large one
 
 
-def validation_sample(candidates: Path, users: int, seed: int) -> pa.Table:
-    """At most `users` validation rows of the published candidates, the first by a hash of (seed, market, user).
+def validation_sample(candidates: Path, users: int, seed: int, half: str = "valid") -> pa.Table:
+    """At most `users` rows of a half of the published candidates, the first by a hash of (seed, market, user).
 
     Two passes over the files, so that only the chosen users' lists are ever in memory.
     """
     source = ds.dataset(candidates, format="parquet")
-    half = ds.field("half") == "valid"
-    ids = source.to_table(columns=["market", "user"], filter=half)
+    wanted = ds.field("half") == half
+    ids = source.to_table(columns=["market", "user"], filter=wanted)
     keys = _hash(ids["market"].to_numpy(), ids["user"].to_numpy(), seed)
     limit = np.partition(keys, users)[users] if users < len(keys) else None
     chosen = []
-    for batch in source.to_batches(columns=["market", "user", "positive", "negatives"], filter=half):
+    for batch in source.to_batches(columns=["market", "user", "positive", "negatives"], filter=wanted):
         keys = _hash(batch["market"].to_numpy(), batch["user"].to_numpy(), seed)
         chosen.append(batch if limit is None else batch.filter(pa.array(keys < limit)))
     return pa.Table.from_batches(chosen, schema=chosen[0].schema) if chosen else ids.slice(0, 0)
@@ -79,26 +80,44 @@ class Validator:
         self._market_ids = market_ids
         self._rows = arrays.user_offsets[markets] + users
         self._blocks = [_block(arrays, sample, market, rows) for market, rows in market_blocks(markets, BLOCK)]
-        slots, lengths = gather_histories(arrays, self._rows)
-        self._bags = (torch.from_numpy(slots), torch.from_numpy(starts(lengths)))
 
     @torch.no_grad()
-    def figures(self, model: M3Rec) -> dict[str, float]:
-        """`<market id>/valid_ndcg_10` for every market with validation users, and their mean under MEAN."""
-        device = model.v_loca.device
-        rows, slots, begins = (tensor.to(device) for tensor in (torch.from_numpy(self._rows), *self._bags))
-        users = unit(model.users(rows, slots, begins))
+    def figures(self, score: Scores, device: torch.device, by_lists: bool = False) -> dict[str, float]:
+        """`<market id>/valid_ndcg_10` for every market with validation users, and their mean under MEAN.
+
+        Args:
+            score: of a model as it stands.
+            device: of the model.
+            by_lists: score every user's own list, slots (B, K), and not all that occur in the block's lists.
+        """
         ranks: dict[int, list[NDArray[np.float64]]] = {}
         for block in self._blocks:
-            items = unit(model.items(block.slots.to(device)))
-            scores = (users[torch.from_numpy(block.users).to(device)] @ items.T).cpu().numpy()
-            listed = np.take_along_axis(scores, block.columns, axis=1)
+            rows = torch.from_numpy(self._rows[block.users]).to(device)
+            if by_lists:
+                slots = block.slots[torch.from_numpy(block.columns)].to(device)
+                listed = score(block.market, rows, slots).cpu().numpy()
+            else:
+                scores = score(block.market, rows, block.slots.to(device)).cpu().numpy()
+                listed = np.take_along_axis(scores, block.columns, axis=1)
             positives = np.zeros(len(listed), np.intp)
             ranks.setdefault(block.market, []).append(expected_ranks(listed, positives, block.rivals))
         by_market = {
             f"{self._market_ids[market]}/valid_ndcg_10": ndcg(np.concatenate(parts)) for market, parts in ranks.items()
         }
         return {MEAN: float(np.mean(list(by_market.values()))), **by_market}
+
+
+@torch.no_grad()
+def cosine_scores(model: M3Rec, arrays: MarketArrays) -> Scores:
+    """The market model's scores as it stands: cos(u, v), eq. 10-12."""
+    histories = model.histories()
+
+    def score(_: int, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        bags, lengths = gather_histories(arrays, rows.cpu().numpy())
+        bag_slots, bag_starts = (torch.from_numpy(part).to(rows.device) for part in (bags, starts(lengths)))
+        return unit(model.users(rows, bag_slots, bag_starts, histories)) @ unit(model.items(slots)).T
+
+    return score
 
 
 def sample_blocks(

@@ -15,7 +15,6 @@ Cost of a step: O((nnz(B) + S + pairs x (history + negatives)) d); no term in th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -24,40 +23,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from m3rec_spark.models.pairs import Pairs
+from m3rec_spark.models.sparse import SparseProduct
+
 # Notation: S slots, R rows (users of all markets), P pairs of a batch, K negatives, d dimension.
 FLOOR = 1e-6  # added to squared lengths: a user without history starts at u = 0, where the cosine has no gradient
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """A batch of train pairs, ordered by market.
-
-    Attributes:
-        rows: (P,) flat user of each pair.
-        positives: (P,) slot of each pair.
-        bag_slots: (T,) slots of the users' histories, one after the other.
-        bag_starts: (P,) where the history of each pair begins in bag_slots.
-        sizes: how many pairs each market of the batch has, in order.
-        negatives: for each of these markets the slots of its negatives: (K,) shared by its pairs, or (pairs, K).
-    """
-
-    rows: Tensor
-    positives: Tensor
-    bag_slots: Tensor
-    bag_starts: Tensor
-    sizes: list[int]
-    negatives: tuple[Tensor, ...]
-
-    def to(self, device: torch.device) -> Pairs:
-        """The same batch on a device."""
-        return replace(
-            self,
-            rows=self.rows.to(device),
-            positives=self.positives.to(device),
-            bag_slots=self.bag_slots.to(device),
-            bag_starts=self.bag_starts.to(device),
-            negatives=tuple(slots.to(device) for slots in self.negatives),
-        )
 
 
 class M3Rec(nn.Module):
@@ -116,15 +86,17 @@ class M3Rec(nn.Module):
         smoothed: Tensor = self.h_glob + self.smooth(self.v_loca)
         return smoothed
 
-    def users(self, rows: Tensor, bag_slots: Tensor, bag_starts: Tensor) -> Tensor:
+    def users(self, rows: Tensor, bag_slots: Tensor, bag_starts: Tensor, histories: Tensor | None = None) -> Tensor:
         """(P, d) user vectors, eq. 11.
 
         Args:
             rows: (P,) flat users.
             bag_slots: (T,) their histories, one after the other.
             bag_starts: (P,) where each begins.
+            histories: of `histories()`, where they have been worked out already.
         """
-        total = F.embedding_bag(bag_slots, self.histories(), bag_starts, mode="sum")
+        smoothed = self.histories() if histories is None else histories
+        total = F.embedding_bag(bag_slots, smoothed, bag_starts, mode="sum")
         count = F.embedding_bag(bag_slots, self.history_weights[:, None], bag_starts, mode="sum")
         local: Tensor = self.u_loca(rows)
         return total / count.clamp(min=1) + local
@@ -193,44 +165,6 @@ def _against(user: Tensor, negative: Tensor) -> Tensor:
 def unit(vectors: Tensor) -> Tensor:
     """The vectors at length one (FLOOR keeps zero at zero, with a finite gradient)."""
     return vectors * (vectors.square().sum(dim=-1, keepdim=True) + FLOOR).rsqrt()
-
-
-class SparseProduct(nn.Module):
-    """x -> matrix x for a constant sparse matrix; the transpose for the backward pass is stored.
-
-    Both directions run as weighted embedding-bags: on 2 cores (17,479 rows, 0.5 M entries, d = 128) 7 ms, where torch's
-    CSR product took 32 and scipy's 39; and bitwise reproducible, as no thread adds to another's row.
-    """
-
-    def __init__(self, matrix: sp.csr_matrix) -> None:
-        super().__init__()
-        for name, csr in (("forward", matrix.tocsr()), ("backward", matrix.T.tocsr())):
-            for part, dtype in (("indices", np.int64), ("indptr", np.int64), ("data", np.float32)):
-                array = torch.from_numpy(getattr(csr, part).astype(dtype))
-                self.register_buffer(f"{name}_{part}", array, persistent=False)
-
-    def forward(self, dense: Tensor) -> Tensor:
-        """(columns, d) -> (rows, d)."""
-        sides = (self.forward_indices, self.forward_indptr, self.forward_data)
-        back = (self.backward_indices, self.backward_indptr, self.backward_data)
-        product: Tensor = _Product.apply(dense, sides, back)  # type: ignore[no-untyped-call]
-        return product
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, dense, sides, back):  # type: ignore[no-untyped-def]
-        ctx.back = back
-        return _bag(sides, dense)
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        return _bag(ctx.back, gradient.contiguous()), None, None
-
-
-def _bag(csr: Sequence[Tensor], dense: Tensor) -> Tensor:
-    indices, indptr, data = csr
-    return F.embedding_bag(indices, dense, indptr, mode="sum", per_sample_weights=data, include_last_offset=True)
 
 
 def market_similarity(tailored: Sequence[sp.csr_matrix]) -> sp.csr_matrix:

@@ -105,7 +105,7 @@ class CosineScorer:
     def local(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> Local:
         """(B, d) U-Loca."""
         rows = arrays.user_offsets[market] + users
-        return np.asarray(_mapped(self.folder, "user_vectors", (arrays.n_rows, None))[rows])
+        return np.asarray(mapped(self.folder, "user_vectors", (arrays.n_rows, None))[rows])
 
     def mean_of_histories(self, arrays: MarketArrays, market: int, history: sp.csr_matrix) -> NDArray[np.float64]:
         """(B, d) the mean of (B V)_i over the items of each history whose row of B_m is not empty, else zero."""
@@ -121,8 +121,8 @@ class CosineScorer:
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Of local items: (k, d) their (B V)_i, and (k,) 1, or 0 where the row of B_m is empty."""
         slots, n_slots = arrays.market_slots(market).start + items, len(arrays.slot_items)
-        smoothed = _mapped(self.folder, "history_vectors", (n_slots, None))[slots]
-        return smoothed.astype(np.float64), np.asarray(_mapped(self.folder, "history_weights", (n_slots,))[slots])
+        smoothed = mapped(self.folder, "history_vectors", (n_slots, None))[slots]
+        return smoothed.astype(np.float64), np.asarray(mapped(self.folder, "history_weights", (n_slots,))[slots])
 
     def unit_items(self, arrays: MarketArrays, market: int) -> NDArray[np.float64]:
         """(I, d) the market's item vectors, eq. 10, at length one."""
@@ -167,7 +167,7 @@ class M3RecScorer:
         """w_m."""
         if self.ease is None:
             return np.float32(0)
-        return np.float32(_mapped(self.cosine.folder, "ease_weights", (arrays.n_markets,))[market])
+        return np.float32(mapped(self.cosine.folder, "ease_weights", (arrays.n_markets,))[market])
 
 
 def published_scorer(model: str, ease: str) -> M3RecScorer:
@@ -192,7 +192,7 @@ def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 @functools.lru_cache(maxsize=16)
 def _unit_items(folder: str, start: int, stop: int, n_slots: int) -> NDArray[np.float64]:
     """Item vectors at length one, computed once per process: 8 d bytes an item."""
-    return unit(_mapped(folder, "item_vectors", (n_slots, None))[start:stop].astype(np.float64))
+    return unit(mapped(folder, "item_vectors", (n_slots, None))[start:stop].astype(np.float64))
 
 
 @functools.lru_cache(maxsize=16)
@@ -214,7 +214,7 @@ def _market_rows(folder: str, market: int, n_items: int) -> MarketRows:
 
 
 @functools.lru_cache(maxsize=16)
-def _mapped(folder: str, name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+def mapped(folder: str, name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
     """A published array, mapped once per process. None in shape: any size."""
     path = Path(folder) / f"{name}.npy"
     try:

@@ -5,31 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
-from m3rec_spark.config import Train
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.errors import CheckpointError, UsageError
-from m3rec_spark.evaluation.blend import choose_weights
-from m3rec_spark.evaluation.validation import MEAN, Validator, validation_sample
-from m3rec_spark.models.m3rec import M3Rec, Pairs, margin_loss, market_similarity, softmax_loss
+from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores, validation_sample
+from m3rec_spark.models.m3rec import M3Rec
 from m3rec_spark.paths import write_atomically
-from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer
-from m3rec_spark.similarity.b_glob import tailor
-from m3rec_spark.similarity.similarity_table import item_vectors, similarity_matrix
 from m3rec_spark.stages.context import Context
+from m3rec_spark.stages.market_model import add_ease_shares, batch_loss, build_model, epoch_batches
 from m3rec_spark.tables import Workspace
-from m3rec_spark.training import checkpoint, feed
+from m3rec_spark.training import checkpoint
 from m3rec_spark.training.curves import loss_curve
 from m3rec_spark.training.export import export_model
 from m3rec_spark.training.loop import TrainState, fit, optimizers
-from m3rec_spark.training.sampling import PairSampler
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +41,7 @@ def run(context: Context) -> None:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     arrays = open_arrays(workspace.folder("arrays"))
-    model = _model(context, arrays).to(device)
+    model = build_model(workspace, arrays, settings, context.config.skipgram.dimension).to(device)
     steppers = optimizers(model, settings.learning_rate)
     folder = workspace.root / "checkpoints" / context.key[:12]
     sample = validation_sample(workspace.folder("candidates"), settings.validation_users, settings.seed)
@@ -68,9 +60,9 @@ def run(context: Context) -> None:
         model,
         steppers,
         state,
-        batches=lambda epoch: _batches(settings, workspace.folder("feed"), arrays, epoch, device),
-        loss=lambda pairs: _loss(settings, model, pairs),
-        validate=lambda: validator.figures(model),
+        batches=lambda epoch: epoch_batches(settings, workspace.folder("feed"), arrays, epoch, device),
+        loss=lambda pairs: batch_loss(settings, model, pairs),
+        validate=lambda: validator.figures(cosine_scores(model, arrays), device),
         score=MEAN,
         epochs=settings.epochs,
         patience=settings.patience,
@@ -90,44 +82,9 @@ def choose_device(wish: str) -> torch.device:
     return torch.device("cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _model(context: Context, arrays: MarketArrays) -> M3Rec:
-    settings, workspace = context.config.train, context.workspace
-    similarity = prior = None
-    if settings.intra:
-        b_glob = similarity_matrix(workspace.read_arrow("similarity"), arrays.n_items)
-        markets = [arrays.slot_items[arrays.market_slots(market)] for market in range(arrays.n_markets)]
-        similarity = market_similarity([tailor(b_glob, items) for items in markets])
-    if settings.inter:
-        prior = item_vectors(workspace.read_arrow("item_vectors"), arrays.n_items)[arrays.slot_items]
-    dimension = context.config.skipgram.dimension
-    return M3Rec(arrays.n_rows, len(arrays.slot_items), dimension, similarity, prior, settings.seed)
-
-
 def _validator(workspace: Workspace, arrays: MarketArrays, sample: pa.Table) -> Validator:
     markets = workspace.read_arrow("markets", ["market", "market_id"])
     return Validator(arrays, sample, dict(zip(*(column.to_pylist() for column in markets.columns), strict=True)))
-
-
-def _batches(settings: Train, folder: Path, arrays: MarketArrays, epoch: int, device: torch.device) -> Iterator[Pairs]:
-    shared = settings.loss == "softmax"
-    sampler = PairSampler(
-        arrays,
-        settings.shared_negatives if shared else settings.negatives,
-        shared=shared,
-        exclude_target=settings.exclude_target,
-        dropout=settings.dropout,
-        seed=settings.seed,
-    )
-    for number, batch in enumerate(feed.batches(folder, settings.batch_size, settings.seed, epoch, settings.feed)):
-        yield sampler.pairs(*batch, epoch, number).to(device)
-
-
-def _loss(settings: Train, model: M3Rec, pairs: Pairs) -> Tensor:
-    if settings.loss == "softmax":
-        loss = softmax_loss(model, pairs, settings.temperature)
-    else:
-        loss = margin_loss(model, pairs, settings.gamma)
-    return loss + settings.lambda_loca * model.penalty()
 
 
 def _start(context: Context, folder: Path, model: M3Rec, steppers: list[torch.optim.Optimizer]) -> TrainState:
@@ -179,7 +136,7 @@ def _publish(context: Context, model: M3Rec, state: TrainState, arrays: MarketAr
     log.info("best epoch: %d of %d, validation NDCG@10 %.4f", state.best_epoch, state.epoch, state.best_score)
     with context.workspace.publishing("model", context.key) as folder:
         export_model(model, folder, settings.model_dump(mode="json"), state.best_epoch)
-        shares = _ease_shares(context, folder, arrays, sample)
+        shares = add_ease_shares(settings, context.workspace, folder, arrays, sample)
     report = {
         "key": context.key,
         "settings": settings.model_dump(mode="json"),
@@ -192,16 +149,3 @@ def _publish(context: Context, model: M3Rec, state: TrainState, arrays: MarketAr
     context.tracker.json(report, "train.json")
     context.tracker.metrics({"best_epoch": state.best_epoch, f"best/{MEAN}": state.best_score})
     context.tracker.figure(loss_curve(state.history, MEAN, state.best_epoch), "loss.png")
-
-
-def _ease_shares(context: Context, folder: Path, arrays: MarketArrays, sample: pa.Table) -> list[float]:
-    """Chooses each market's share of EASE and lays it beside the exported model; [] for the cosine alone."""
-    settings, workspace = context.config.train, context.workspace
-    if not (settings.intra and settings.ease_weights):
-        return []
-    cosine, ease = CosineScorer(str(folder)), EaseScorer(str(workspace.folder("ease")))
-    weights = choose_weights(cosine, ease, arrays, sample, settings.ease_weights)
-    np.save(folder / "ease_weights.npy", weights)
-    shares = [round(float(weight), 6) for weight in weights]  # as they were typed, not as float32 has them
-    log.info("share of the EASE score by market: %s", shares)
-    return shares

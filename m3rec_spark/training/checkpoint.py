@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from m3rec_spark.errors import CheckpointError
-from m3rec_spark.models.m3rec import M3Rec
 from m3rec_spark.training.loop import TrainState
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,9 @@ _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _CHUNK = 1 << 24
 
 
-def save(folder: Path, key: str, model: M3Rec, steppers: Sequence[torch.optim.Optimizer], state: TrainState) -> Path:
+def save(
+    folder: Path, key: str, model: nn.Module, steppers: Sequence[torch.optim.Optimizer], state: TrainState
+) -> Path:
     """Writes the checkpoint of the epoch just finished; keeps the last KEEP.
 
     Args:
@@ -72,7 +73,7 @@ def save(folder: Path, key: str, model: M3Rec, steppers: Sequence[torch.optim.Op
     return target
 
 
-def restore(folder: Path, key: str, model: M3Rec, steppers: Sequence[torch.optim.Optimizer]) -> TrainState | None:
+def restore(folder: Path, key: str, model: nn.Module, steppers: Sequence[torch.optim.Optimizer]) -> TrainState | None:
     """Puts the newest whole checkpoint into model and optimisers.
 
     Returns:
@@ -99,7 +100,7 @@ class _DamagedError(Exception):
     """A checkpoint's files are not what was written."""
 
 
-def _load(checkpoint: Path, key: str, model: M3Rec, steppers: Sequence[torch.optim.Optimizer]) -> TrainState:
+def _load(checkpoint: Path, key: str, model: nn.Module, steppers: Sequence[torch.optim.Optimizer]) -> TrainState:
     try:
         record = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
         if record["key"] != key:
@@ -120,7 +121,7 @@ def _load(checkpoint: Path, key: str, model: M3Rec, steppers: Sequence[torch.opt
     return state
 
 
-def _tensors(model: M3Rec, steppers: Sequence[torch.optim.Optimizer], state: TrainState) -> dict[str, Tensor]:
+def _tensors(model: nn.Module, steppers: Sequence[torch.optim.Optimizer], state: TrainState) -> dict[str, Tensor]:
     named: dict[str, Any] = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     named |= {f"best/{name}": tensor for name, tensor in state.best.items()}
     for number, stepper in enumerate(steppers):

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from m3rec_spark.errors import M3RecError
-from m3rec_spark.models.m3rec import M3Rec, Pairs
+from m3rec_spark.models.pairs import Pairs
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +41,27 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
-    def finished(self, epochs: int, patience: int) -> bool:
-        """Whether all epochs are done, or none of the last `patience` ones was better than the best before them."""
-        return self.epoch >= epochs or self.epoch - self.best_epoch >= patience
+    def finished(self, epochs: int, patience: int, seconds: float = math.inf) -> bool:
+        """Whether epochs or seconds are used up, or none of the last `patience` epochs was better than the best."""
+        spent = sum(row["train/seconds"] for row in self.history)
+        return self.epoch >= epochs or spent >= seconds or self.epoch - self.best_epoch >= patience
 
 
-def optimizers(model: M3Rec, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Adam for V-Loca (dense: the product with B touches it all), lazy Adam for the batch's rows of U-Loca."""
-    return [
-        torch.optim.Adam([model.v_loca], lr=learning_rate, fused=True),
-        torch.optim.SparseAdam([model.u_loca.weight], lr=learning_rate),
-    ]
+def optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Adam for what every step touches (V-Loca), lazy Adam for tables of which it touches the batch's rows (U-Loca)."""
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.sparse and m.weight.requires_grad]
+    names = set(map(id, tables))
+    dense = [p for p in model.parameters() if p.requires_grad and id(p) not in names]
+    steppers: list[torch.optim.Optimizer] = []
+    if dense:
+        steppers.append(torch.optim.Adam(dense, lr=learning_rate, fused=True))
+    if tables:
+        steppers.append(torch.optim.SparseAdam(tables, lr=learning_rate))
+    return steppers
 
 
 def fit(
-    model: M3Rec,
+    model: nn.Module,
     steppers: Sequence[torch.optim.Optimizer],
     state: TrainState,
     *,
@@ -66,6 +72,7 @@ def fit(
     epochs: int,
     patience: int,
     on_epoch_end: Callable[[TrainState], None],
+    seconds: float = math.inf,
 ) -> None:
     """Trains until `epochs` are done or `patience` epochs brought nothing; the model ends at its best epoch.
 
@@ -80,11 +87,12 @@ def fit(
         epochs: at most.
         patience: epochs without a better score before it stops.
         on_epoch_end: logs and checkpoints; called when the state of the epoch is complete.
+        seconds: no epoch begins after so many, validation included.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
     """
-    while not state.finished(epochs, patience):
+    while not state.finished(epochs, patience, seconds):
         begin = time.perf_counter()
         figures = {"train/loss": _epoch(model, steppers, batches(state.epoch), loss, state.epoch)}
         model.eval()
@@ -101,7 +109,7 @@ def fit(
 
 
 def _epoch(
-    model: M3Rec,
+    model: nn.Module,
     steppers: Sequence[torch.optim.Optimizer],
     batches: Iterable[Pairs],
     loss: Callable[[Pairs], Tensor],

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from m3rec_spark.errors import DataError
-from m3rec_spark.models.m3rec import Pairs
+from m3rec_spark.models.pairs import Pairs
 
 if TYPE_CHECKING:
     from m3rec_spark.data.arrays import MarketArrays

@@ -14,11 +14,12 @@ import torch
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation import validation
-from m3rec_spark.evaluation.validation import MEAN, Validator, validation_sample
+from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores, validation_sample
 from m3rec_spark.models.m3rec import M3Rec
 from m3rec_spark.tables import arrow_schema
 
 # Market 0: users 0, 1, items 0-3 (slots 0-3); market 1: user 0, items 2, 3, 5 (slots 4-6).
+CPU = torch.device("cpu")
 ARRAYS = MarketArrays(
     indptr=np.array([0, 1, 1, 2]),
     slots=np.array([0, 4], np.int32),
@@ -48,14 +49,14 @@ def test_ndcg_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         (0, 0, 2, [1, 3]),  # at 0 degrees: positive at 20, then 50 and 80: rank 1
         (0, 1, 0, [1, 2, 3]),  # at 90 degrees: 80, 50, 20, positive at 0: rank 4
     ])  # fmt: skip
-    figures = Validator(ARRAYS, sample, {0: "de", 1: "fr"}).figures(model)
+    figures = Validator(ARRAYS, sample, {0: "de", 1: "fr"}).figures(cosine_scores(model, ARRAYS), CPU)
     de, fr = (1 + 1 / math.log2(5)) / 2, 1 / math.log2(3)
     assert figures == pytest.approx({"de/valid_ndcg_10": de, "fr/valid_ndcg_10": fr, MEAN: (de + fr) / 2})
 
 
 def test_ties_count_half() -> None:
     model = M3Rec(3, 7, 2, None, np.ones((7, 2), np.float32))
-    figures = Validator(ARRAYS, candidates([(0, 0, 2, [1, 3])]), {0: "de"}).figures(model)
+    figures = Validator(ARRAYS, candidates([(0, 0, 2, [1, 3])]), {0: "de"}).figures(cosine_scores(model, ARRAYS), CPU)
     assert figures[MEAN] == pytest.approx(1 / math.log2(1 + 2))  # three level: rank 2
 
 

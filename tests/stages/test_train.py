@@ -16,10 +16,12 @@ from small_workspace import publish_ease
 from m3rec_spark.config import load
 from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
 from m3rec_spark.errors import CheckpointError, MissingTableError, UsageError
-from m3rec_spark.models.m3rec import M3Rec, Pairs
+from m3rec_spark.models.m3rec import M3Rec
+from m3rec_spark.models.pairs import Pairs
 from m3rec_spark.similarity.similarity_table import item_vectors
 from m3rec_spark.stages import train
 from m3rec_spark.stages.context import Context
+from m3rec_spark.stages.market_model import batch_loss
 from m3rec_spark.tables import Workspace, arrow_schema
 from m3rec_spark.tracking.runs import Tracker
 from m3rec_spark.training import loop
@@ -217,7 +219,7 @@ def test_the_loss_of_a_step_has_the_penalty_of_eq_13(loss: str) -> None:
     pair = torch.tensor([0])
     pairs = Pairs(pair, pair, pair, pair, [1], (torch.tensor([1, 2]) if loss == "softmax" else torch.tensor([[1, 2]]),))
     without, settings = (load(None, [f"train.loss={loss}", f"train.lambda_loca={x}"]).train for x in (0, 3))
-    difference = train._loss(settings, model, pairs) - train._loss(without, model, pairs)
+    difference = batch_loss(settings, model, pairs) - batch_loss(without, model, pairs)
     assert difference.item() == pytest.approx(3 * model.v_loca.square().sum().item(), rel=1e-5)
 
 

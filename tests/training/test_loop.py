@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from m3rec_spark.models.m3rec import M3Rec, Pairs, softmax_loss
+from m3rec_spark.models.m3rec import M3Rec, softmax_loss
+from m3rec_spark.models.pairs import Pairs
 from m3rec_spark.training.loop import DivergedError, TrainState, fit, optimizers
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.errors import DataError
-from m3rec_spark.models.m3rec import Pairs
+from m3rec_spark.models.pairs import Pairs
 from m3rec_spark.training.sampling import PairSampler, gather_histories
 
 # Market 0 sells items 1, 4, 7 (slots 0-2; 7 is cold), market 1 sells items 0, 1, 4, 9 (slots 3-6).

@@ -1,0 +1,202 @@
+"""The report of compare as one self-contained page: no script, no network, figures as inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from m3rec_spark.evaluation.report import TITLES
+from m3rec_spark.evaluation.tables import (
+    VARIANTS,
+    Report,
+    Table,
+    group_table,
+    markets_of,
+    means,
+    names_of,
+    system_table,
+    title,
+    transfer_table,
+    values,
+)
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;max-width:1080px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem}h2{margin-top:2.4rem;border-bottom:1px solid #d5dae1;padding-bottom:.2rem}
+table{border-collapse:collapse;font-size:13px;margin:.6rem 0 1.2rem}
+td,th{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e6e9ee;white-space:nowrap}
+td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}
+tr.ours{background:#eaf3ff;font-weight:600}th{background:#f5f7f9}
+.note{color:#5b6675;font-size:13px}code{background:#f2f4f7;padding:0 .25rem;border-radius:3px}
+.scroll{overflow-x:auto}svg{max-width:100%;height:auto}
+"""
+_COLOURS = (
+    "#1f6feb", "#e36209", "#2da44e", "#8250df", "#bf3989", "#57606a", "#9a6700", "#0a7ea4", "#cf222e", "#6e7781",
+)  # fmt: skip
+_OURS = "m3rec"
+_KINDS = {
+    "item": "Table 4: items of one market and of several",
+    "popularity": "By popularity of the held-out item in its market",
+    "history": "By length of the history",
+}
+_HELPS = (
+    "<p>What the interactions of one market add to another: EASE^R with all markets against EASE^R without that one, "
+    "NDCG@10 x 100 on the test half, 95% interval; * p &lt; 0.05 (paired t-test, Holm). The row <i>others</i> is "
+    "against the market alone.</p>"
+)
+
+
+def compare_page(report: Report) -> str:
+    """The page."""
+    parts = [_summary(report)]
+    for contract in (one["name"] for one in report["contracts"]):
+        parts += _contract(report, contract)
+    parts += ["<h2>Who helps whom</h2>", _HELPS, _html(transfer_table(report), report)]
+    parts += ["<h3>Items that two markets share</h3>", _heat(report["shared_items"])]
+    parts += ["<h2>Training</h2><p>Validation NDCG@10 by epoch, first seed of each system.</p>", _curves(report)]
+    parts += ["<h3>Settings tried on the validation half</h3>", _html(_trial_table(report), report)]
+    head = f"<meta charset=utf-8><title>m3rec compare</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
+
+
+def _summary(report: Report) -> str:
+    contracts = "".join(
+        f"<li>{escape(one['name'])}: <code>{one['sha256'][:16]}</code>, {one['counts']['test']:,} test users, "
+        f"{one['negatives']} negatives, seen items {escape(one['seen'])}</li>"
+        for one in report["contracts"]
+    )
+    return (
+        "<h1>Multi-market recommendation: the systems compared</h1>"
+        f"<p>Leave-one-out on frozen candidate lists; settings chosen on the validation half.</p><ul>{contracts}</ul>"
+        "<p class=note>&plusmn; standard deviation over seeds. * ** ***: M3Rec is better at p &lt; 0.05, 0.01, 0.001 "
+        "(paired t-test on users' gains, Holm over markets); +: it is worse.</p>"
+    )
+
+
+def _contract(report: Report, contract: str) -> list[str]:
+    """Tables 2 to 4 and the bars, under one contract."""
+    names, parts = names_of(report, contract), [f"<h2>Contract {escape(contract)}: Table 2</h2>"]
+    for metric, head in TITLES.items():
+        parts.append(f"<h3>{head} x 100, test half</h3>{_html(system_table(report, contract, metric, names), report)}")
+    parts += ["<h3>NDCG@10 by market, with 95% intervals over users</h3>", _bars(report, contract, names)]
+    trained = {row["model"] for row in means(report, contract)}
+    variants = [name for name in VARIANTS if name in trained]
+    if len(variants) > 1:
+        table = system_table(report, contract, "mrr", variants)
+        parts.append(f"<h3>Table 3: without the similarities, MRR@10 x 100</h3>{_html(table, report)}")
+    shown = [name for name in (_OURS, "m3rec_without_both", "ease", "lightgcn") if name in trained]
+    for kind, head in _KINDS.items():
+        table = group_table(report, contract, kind, shown)
+        parts.append(f"<h3>{head}, MRR@10 x 100 (users)</h3>{_html(table, report)}")
+    return parts
+
+
+def _html(table: Table, report: Report) -> str:
+    ours = title(report, _OURS)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in table[0])
+    body = "".join(
+        f"<tr{' class=ours' if ours in row[:2] else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+        for row in table[1:]
+    )
+    return f"<div class=scroll><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _bars(report: Report, contract: str, names: Sequence[str]) -> str:
+    """A group of bars for every market, whiskers from the users' 95% interval."""
+    markets, found = markets_of(report), values(report, contract, "ndcg_10")
+    highest = max((row["value"] + row["half_width"] for row in found.values()), default=1.0) or 1.0
+    bar, height, left = 11, 220, 40
+    group = bar * len(names) + 18
+    width = left + group * len(markets)
+    marks = []
+    for value in (0.0, highest / 2, highest):
+        y = _y(value, highest, height)
+        marks.append(f'<line x1="{left}" x2="{width}" y1="{y}" y2="{y}" stroke="#e6e9ee"/>')
+        marks.append(_text(left - 6, y + 4, f"{100 * value:.0f}", "end"))
+    for g, market in enumerate(markets):
+        x = left + g * group + 6
+        marks.append(_text(x + group / 2 - 9, height + 34, market, "middle"))
+        for b, name in enumerate(names):
+            if row := found.get((name, market)):
+                colour, place = _COLOURS[b % len(_COLOURS)], x + b * bar
+                marks.append(_bar(place, bar, row, highest, height, colour, title(report, name)))
+    return _svg(width, height + 44, marks) + _legend([title(report, name) for name in names])
+
+
+def _bar(x: float, width: float, row: Mapping[str, Any], highest: float, height: float, colour: str, name: str) -> str:
+    top, middle = _y(row["value"], highest, height), x + width / 2 - 1
+    low, high = (_y(row["value"] + sign * row["half_width"], highest, height) for sign in (-1, 1))
+    told = f"{escape(row['market'])}: {100 * row['value']:.1f} &plusmn; {100 * row['half_width']:.1f}"
+    return (
+        f'<rect x="{x}" y="{top:.1f}" width="{width - 2}" height="{height + 16 - top:.1f}" fill="{colour}">'
+        f"<title>{escape(name)}, {told}</title></rect>"
+        f'<line x1="{middle}" x2="{middle}" y1="{low:.1f}" y2="{high:.1f}" stroke="#1c2430"/>'
+    )
+
+
+def _y(value: float, highest: float, height: float) -> float:
+    return round(16 + height * (1 - value / highest), 1)
+
+
+def _heat(shared: Mapping[str, Any]) -> str:
+    """Share of the row market's items that the column market sells too, and how many these are."""
+    markets, counts, cell, marks = shared["markets"], shared["items"], 62, []
+    for i, row in enumerate(markets):
+        marks += [_text(52, i * cell + 64, row, "end"), _text(i * cell + 90, 22, row, "middle")]
+        for j in range(len(markets)):
+            share = counts[i][j] / counts[i][i] if counts[i][i] else 0.0
+            ink, x, y = "#fff" if share > 0.55 else "#1c2430", j * cell + 60, i * cell + 30
+            square = f'x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}"'
+            marks.append(f'<rect {square} fill="rgba(31,111,235,{share:.3f})" stroke="#d5dae1"/>')
+            marks.append(_text(x + 30, y + 28, f"{100 * share:.0f}%", "middle", ink))
+            marks.append(_text(x + 30, y + 44, f"{counts[i][j]:,}", "middle", ink))
+    side = 60 + cell * len(markets)
+    return _svg(side, side - 26, marks)
+
+
+def _curves(report: Report) -> str:
+    """Validation NDCG@10 by epoch of every system that has epochs."""
+    curves: dict[str, list[float]] = {}
+    for run in report["runs"]:
+        if run.get("curve"):
+            curves.setdefault(run["model"], run["curve"])
+    if not curves:
+        return ""
+    longest, highest = max(map(len, curves.values())), max(max(curve) for curve in curves.values()) or 1.0
+    width, height, marks = 640, 240, []
+    for number, (name, curve) in enumerate(curves.items()):
+        step = (width - 60) / max(longest - 1, 1)
+        points = " ".join(f"{40 + step * epoch:.1f},{_y(value, highest, height)}" for epoch, value in enumerate(curve))
+        style = f'fill="none" stroke="{_COLOURS[number % len(_COLOURS)]}" stroke-width="1.8"'
+        marks.append(f'<polyline points="{points}" {style}><title>{escape(title(report, name))}</title></polyline>')
+    marks += [_text(34, 20, f"{100 * highest:.0f}", "end"), _text(34, height + 18, "0", "end")]
+    marks.append(_text(width - 20, height + 34, f"epoch {longest}", "end"))
+    return _svg(width, height + 40, marks) + _legend([title(report, name) for name in curves])
+
+
+def _text(x: float, y: float, text: str, anchor: str, colour: str = "#1c2430") -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="12" fill="{colour}">{escape(text)}</text>'
+
+
+def _trial_table(report: Report) -> Table:
+    table = [["system", "settings", "validation NDCG@10 x 100", "seconds"]]
+    for trial in report["trials"]:
+        settings = ", ".join(f"{key}={value}" for key, value in trial["settings"].items()) or "as configured"
+        found = f"{100 * trial['valid_ndcg_10']:.2f}"
+        table.append([title(report, trial["model"]), settings, found, f"{trial['seconds']:.0f}"])
+    return table
+
+
+def _legend(names: Sequence[str]) -> str:
+    items = (
+        f'<span style="margin-right:1rem"><span style="display:inline-block;width:.8em;height:.8em;'
+        f'background:{_COLOURS[i % len(_COLOURS)]}"></span> {escape(name)}</span>'
+        for i, name in enumerate(names)
+    )
+    return f"<p class=note>{''.join(items)}</p>"
+
+
+def _svg(width: float, height: float, marks: Sequence[str]) -> str:
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return f'<div class=scroll><svg {size} role="img">{"".join(marks)}</svg></div>'

@@ -1,0 +1,128 @@
+"""Tables 2, 3 and 4 of the paper as rows of text, from the report of compare: for the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from m3rec_spark.evaluation.metrics import ALL, MEAN
+from m3rec_spark.evaluation.report import TITLES
+
+Report = Mapping[str, Any]
+Table = list[list[str]]
+VARIANTS = ("m3rec", "m3rec_without_intra", "m3rec_without_inter", "m3rec_without_both")
+_LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+
+
+def markets_of(report: Report) -> list[str]:
+    """The markets' ids in order, then the mean over them."""
+    return [*sorted({row["market"] for row in report["means"]} - {ALL, MEAN}), MEAN]
+
+
+def names_of(report: Report, contract: str) -> list[str]:
+    """Systems and external rows in the order of the report, the variants of Table 3 and the paper's loss left out."""
+    ablations = {*VARIANTS[1:]}
+    return [name for name in dict.fromkeys(row["model"] for row in means(report, contract)) if name not in ablations]
+
+
+def means(report: Report, contract: str) -> list[Mapping[str, Any]]:
+    """The rows of a contract, means over seeds."""
+    return [row for row in report["means"] if row["contract"] == contract]
+
+
+def values(report: Report, contract: str, metric: str, split: str = "test") -> dict[tuple[str, str], Mapping[str, Any]]:
+    """(model, market) -> the row of a metric."""
+    chosen = (row for row in means(report, contract) if (row["metric"], row["split"]) == (metric, split))
+    return {(row["model"], row["market"]): row for row in chosen}
+
+
+def title(report: Report, name: str) -> str:
+    """The name of a row as the paper has it."""
+    return str(report["systems"].get(name, {}).get("title", name))
+
+
+def stars(report: Report, contract: str, metric: str, other: str, market: str) -> str:
+    """* ** *** where M3Rec gains on the other significantly (paired t-test, Holm over markets); + where it loses."""
+    for test in report["tests"]:
+        if (test["contract"], test["metric"], test["other"], test["market"]) == (contract, metric, other, market):
+            marks = [mark for level, mark in _LEVELS if test["p_holm"] is not None and test["p_holm"] < level]
+            return (marks[0] if test["difference"] > 0 else "+") if marks else ""
+    return ""
+
+
+def system_table(report: Report, contract: str, metric: str, names: Sequence[str]) -> Table:
+    """A header, and a row for every system: value x 100 in every market, spread over seeds, significance."""
+    markets, found = markets_of(report), values(report, contract, metric)
+    table = [["system", "data", "seeds", *markets]]
+    for name in names:
+        cells = [found.get((name, market)) for market in markets]
+        seeds = next((str(cell["seeds"]) for cell in cells if cell), "0")
+        family = str(report["systems"].get(name, {}).get("family", "external"))
+        texts = [
+            _cell(report, contract, metric, name, market, cell) for market, cell in zip(markets, cells, strict=True)
+        ]
+        table.append([title(report, name), family, seeds, *texts])
+    return table
+
+
+def group_table(report: Report, contract: str, kind: str, names: Sequence[str]) -> Table:
+    """Mean MRR x 100 by group of users, of some systems; n users in the first column."""
+    rows = [row for row in report["groups"] if (row["contract"], row["kind"]) == (contract, kind)]
+    markets = sorted({row["market"] for row in rows})
+    found = {(row["model"], row["market"], row["group"]): row for row in rows}
+    table = [["group", "system", *markets]]
+    for group in dict.fromkeys(sorted(row["group"] for row in rows)):
+        for name in names:
+            cells = [found.get((name, market, group)) for market in markets]
+            if any(cells):
+                texts = [f"{100 * cell['value']:.1f} ({cell['n']})" if cell else "-" for cell in cells]
+                table.append([group, title(report, name), *texts])
+    return table
+
+
+def transfer_table(report: Report) -> Table:
+    """Gain in NDCG@10 x 100 of every market from every other, with its 95% interval; * p < 0.05 (Holm)."""
+    rows = report["transfer"]
+    markets = sorted({row["market"] for row in rows})
+    found = {(row["helper"], row["market"]): row for row in rows}
+    table = [["with the data of", *(f"for {market}" for market in markets)]]
+    for helper in dict.fromkeys(row["helper"] for row in rows):
+        cells = [found.get((helper, market)) for market in markets]
+        table.append([helper, *(_gain(cell) if cell else "-" for cell in cells)])
+    return table
+
+
+def table_2(report: Report) -> str:
+    """Plain text: Table 2 under every contract, the ablations, and who helps whom."""
+    parts = []
+    for contract in (one["name"] for one in report["contracts"]):
+        for metric in ("ndcg_10", "mrr", "hr_10"):
+            head = f"{TITLES[metric]} x 100, test half, contract {contract}"
+            names = [*names_of(report, contract), *_ablations(report, contract)]
+            parts.append("\n".join([head, *aligned(system_table(report, contract, metric, names))]))
+    parts.append("\n".join(["who helps whom (EASE^R, NDCG@10 x 100)", *aligned(transfer_table(report))]))
+    parts.append("* ** ***: M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test, Holm over markets); +: it is worse")
+    return "\n\n".join(parts) + "\n"
+
+
+def aligned(table: Table) -> list[str]:
+    """Lines with the columns under each other."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _ablations(report: Report, contract: str) -> list[str]:
+    present = {row["model"] for row in means(report, contract)}
+    return [name for name in VARIANTS[1:] if name in present]
+
+
+def _cell(report: Report, contract: str, metric: str, name: str, market: str, row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    spread = f"±{100 * row['spread']:.1f}" if row["seeds"] > 1 else ""
+    return f"{100 * row['value']:.1f}{spread}{stars(report, contract, metric, name, market)}"
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    mark = "*" if row["p_holm"] is not None and row["p_holm"] < 0.05 else ""
+    return f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]{mark}"

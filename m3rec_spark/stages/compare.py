@@ -1,0 +1,153 @@
+"""Tables 2, 3 and 4: all systems, both contracts, tests -> reports/compare.json, compare.html, compare.txt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from m3rec_spark.config import digest
+from m3rec_spark.evaluation.compare_html import compare_page
+from m3rec_spark.evaluation.comparison import (
+    gains_by_group,
+    over_seeds,
+    paired_tests,
+    rows_by_seed,
+    runner_up,
+    seeded_name,
+)
+from m3rec_spark.evaluation.metrics import METRICS, Row
+from m3rec_spark.evaluation.score_table import read_scores, table_ranks
+from m3rec_spark.evaluation.tables import table_2
+from m3rec_spark.paths import write_atomically
+from m3rec_spark.stages.compare_runs import Run, bench_of, contracts, make_runs, rank_runs
+from m3rec_spark.stages.context import Context
+from m3rec_spark.stages.systems import SYSTEMS
+from m3rec_spark.stages.transfer import audit, shared_items
+
+log = logging.getLogger(__name__)
+
+REPORT, PAGE, TEXT = "reports/compare.json", "reports/compare.html", "reports/compare.txt"
+_HEAD = 5  # an item of at least so many train pairs in the market counts as popular
+
+
+def run(context: Context) -> None:
+    """Trains, ranks and tests; an interrupted run goes on with the system that was cut."""
+    folder = context.workspace.root / "compare" / digest(context.key)[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    runs, trials = make_runs(context, folder)
+    bench = bench_of(context)
+    report: dict[str, Any] = {"key": context.key, "settings": context.config.compare.model_dump(mode="json")}
+    report |= {"contracts": [], "rows": [], "means": [], "tests": [], "groups": [], "trials": trials}
+    report["systems"] = {name: {"title": SYSTEMS[name].title, "family": SYSTEMS[name].family} for name in _names(runs)}
+    report["runs"] = [{"model": one.system, "settings": dict(one.settings), **one.result} for one in runs]
+    report["unscored"] = {}
+    tables = {name: read_scores(context.spark(), path) for name, path in context.config.compare.scores.items()}
+    for lists, contract in contracts(context, folder):
+        ranks = rank_runs(context, runs, lists, contract)
+        for name, scores in tables.items():
+            added, blank = _ranks_of_table(context, name, scores, lists, contract)
+            ranks, report["unscored"][f"{contract['name']}/{name}"] = ranks.unionByName(added), blank
+        ranks = ranks.cache()
+        report["contracts"].append(contract)
+        rows = rows_by_seed(ranks, bench.market_ids, contract["name"])
+        report["rows"] += rows
+        report["means"] += over_seeds(rows)
+        named = {"contract": contract["name"]}
+        report["tests"] += [
+            {**named, **test} for test in _tests(context, ranks, report["means"], contract, bench.market_ids)
+        ]
+        report["groups"] += [{**named, **row} for row in _groups(context, ranks, lists, bench.market_ids)]
+        ranks.unpersist()
+    report["transfer"] = audit(context, bench)
+    report["shared_items"] = shared_items(bench.arrays, bench.market_ids)
+    _write(context, _plain(report))
+
+
+def _ranks_of_table(
+    context: Context, name: str, scores: DataFrame, lists: DataFrame, contract: Mapping[str, Any]
+) -> tuple[DataFrame, int]:
+    """RANKS of somebody else's scores, and how many candidates they leave out."""
+    named = ("markets", "users", "items", "market_items", "interactions")
+    tables = {table: context.workspace.read(context.spark(), table) for table in named}
+    test = lists.filter("half = 'test'")
+    found, blank = table_ranks(scores, test, seeded_name(name, 0), tables, contract["seen"])
+    if blank:
+        log.warning("scores of '%s': %d candidates have none and rank below all others", name, blank)
+    return found, blank
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(one.system for one in runs))
+
+
+def _tests(
+    context: Context, ranks: DataFrame, means: Sequence[Row], contract: Mapping[str, Any], market_ids: dict[int, str]
+) -> list[dict[str, Any]]:
+    """M3Rec against every other system; which of them is the runner-up is marked."""
+    names = [name for name in (*context.config.compare.models, *context.config.compare.scores) if name != "m3rec"]
+    if "m3rec" not in context.config.compare.models or not names:
+        return []
+    own = [row for row in means if row["contract"] == contract["name"]]
+    variants = [name for name in SYSTEMS if name.startswith("m3rec")]
+    best = runner_up(own, variants, "ndcg_10", "test")
+    seed = context.config.compare.seed
+    tests = [test for metric in METRICS for test in paired_tests(ranks, "m3rec", names, market_ids, metric, seed)]
+    return [{**test, "runner_up": test["other"] == best} for test in tests]
+
+
+def _groups(context: Context, ranks: DataFrame, lists: DataFrame, market_ids: dict[int, str]) -> list[Row]:
+    """Table 4 and its kin: by how many markets sell the held-out item, its popularity, the length of the history."""
+    spark, workspace = context.spark(), context.workspace
+    items = workspace.read(spark, "market_items").select("market", "item", "train_count", "markets")
+    held = lists.select("market", "user", F.col("positive").alias("item")).join(items, on=["market", "item"])
+    lengths = workspace.read(spark, "interactions").filter("split = 'train'").groupBy("market", "user").count()
+    kinds = {
+        "item": F.when(F.col("markets") > 1, "overlapped").otherwise("market-specific"),
+        "popularity": F.when(F.col("train_count") == 0, "cold")
+        .when(F.col("train_count") < _HEAD, f"1-{_HEAD - 1} pairs")
+        .when(F.col("train_count") < 4 * _HEAD, f"{_HEAD}-{4 * _HEAD - 1} pairs")
+        .otherwise(f"{4 * _HEAD} pairs and more"),
+        "history": F.when(F.col("count") < 5, "1-4 items")
+        .when(F.col("count") < 10, "5-9 items")
+        .otherwise("10 and more"),
+    }
+    known = held.join(lengths, on=["market", "user"], how="left").fillna(0, subset=["count"]).cache()
+    rows = []
+    for kind, group in kinds.items():
+        groups = known.select("market", "user", group.alias("group"))
+        rows += [{"kind": kind, **row} for row in gains_by_group(ranks, groups, market_ids, "mrr")]
+    known.unpersist()
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON knows: a p-value where there is nothing to test becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def _write(context: Context, report: Mapping[str, Any]) -> None:
+    root, text = context.workspace.root, table_2(report)
+    write_atomically(root / REPORT, json.dumps(report, indent=1, allow_nan=False).encode())
+    write_atomically(root / TEXT, text.encode())
+    write_atomically(root / PAGE, compare_page(report).encode())
+    context.tracker.json(dict(report), Path(REPORT).name)
+    figures = {
+        f"{row['contract']}/{row['model']}/{row['market']}/{row['metric']}": row["value"]
+        for row in report["means"]
+        if row["split"] == "test" and row["metric"] in METRICS
+    }
+    context.tracker.metrics(figures)

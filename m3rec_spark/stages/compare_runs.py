@@ -1,0 +1,158 @@
+"""Tables 2, 3 and 4 of the paper: every system trained, tuned on the validation half, and ranked on the test half.
+
+A run is (system, settings, seed); its folder is named by all that it follows from, and is whole or absent: an
+interrupted comparison goes on with the run that was cut. Trials are runs with the first seed, so the chosen one is not
+trained again. Nothing of the test half is read before all settings are chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from m3rec_spark.config import digest
+from m3rec_spark.data.arrays import open_arrays
+from m3rec_spark.errors import UsageError
+from m3rec_spark.evaluation.candidates import Seen, freeze_candidates
+from m3rec_spark.evaluation.comparison import seeded_name
+from m3rec_spark.evaluation.contract import make_contract
+from m3rec_spark.evaluation.ranks import rank_users
+from m3rec_spark.evaluation.validation import mean_ndcg, validation_sample
+from m3rec_spark.schema import CANDIDATES, RANKS
+from m3rec_spark.stages.context import Context
+from m3rec_spark.stages.recipes import Bench, Settings
+from m3rec_spark.stages.systems import SYSTEMS, System
+from m3rec_spark.stages.train import choose_device
+
+log = logging.getLogger(__name__)
+
+_RESULT, _RANKS = "result.json", "ranks"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained system."""
+
+    system: str
+    settings: Settings
+    seed: int
+    folder: Path
+    result: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """As the column `model` of its ranks has it."""
+        return seeded_name(self.system, self.seed)
+
+
+def make_runs(context: Context, folder: Path) -> tuple[list[Run], list[dict[str, Any]]]:
+    """Trains what is not trained yet: the runs of the chosen settings, and a record of all trials."""
+    bench, settings = bench_of(context), context.config.compare
+    runs: list[Run] = []
+    trials: list[dict[str, Any]] = []
+    for name in settings.models:
+        system = SYSTEMS[name]
+        grid = settings.settings.get(name, system.grid)[: settings.trials]
+        tried = [train_run(bench, context.key, folder, name, given, settings.seed) for given in grid]
+        trials += [{"model": name, "settings": run.settings, **run.result} for run in tried]
+        chosen = select(tried)
+        count = settings.seeds_of.get(name, settings.seeds) if system.seeded else 1
+        more = [settings.seed + number for number in range(1, count)]
+        runs += [chosen, *(train_run(bench, context.key, folder, name, chosen.settings, seed) for seed in more)]
+    return runs, trials
+
+
+def select(runs: Sequence[Run], half: str = "valid") -> Run:
+    """The run with the best NDCG@10, the first on a tie.
+
+    Raises:
+        UsageError: half is not the validation half: what is chosen on the test half proves nothing on it.
+    """
+    if half != "valid":
+        raise UsageError(f"settings are chosen on the validation half, got '{half}': the test half only judges")
+    return max(runs, key=lambda run: run.result["valid_ndcg_10"])
+
+
+def train_run(bench: Bench, key: str, folder: Path, name: str, settings: Settings, seed: int) -> Run:
+    """A run out of its folder, or trained now."""
+    system = SYSTEMS[name]
+    limits = bench.config.compare.model_dump(
+        include={"trial_seconds", "epochs", "patience", "validation_users", "seed"}
+    )
+    options = bench.config.train.model_dump(mode="json", exclude={"device"})
+    place = folder / f"{name}-{digest(key, name, dict(settings), seed, limits, options)[:12]}"
+    if not (place / _RESULT).is_file():
+        _train(bench, system, name, settings, seed, place)
+    return Run(name, settings, seed, place, json.loads((place / _RESULT).read_text(encoding="utf-8")))
+
+
+def _train(bench: Bench, system: System, name: str, settings: Settings, seed: int, place: Path) -> None:
+    part = place.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    start = time.perf_counter()
+    facts = system.train(bench, settings, seed, part)
+    seconds = time.perf_counter() - start
+    found = mean_ndcg(system.scorer(bench, part, name), bench.arrays, bench.sample)
+    result = {"seed": seed, "valid_ndcg_10": found, "seconds": round(seconds, 2), **facts}
+    (part / _RESULT).write_text(json.dumps(result), encoding="utf-8")
+    shutil.rmtree(place, ignore_errors=True)
+    part.rename(place)
+    log.info("%s %s seed %d: validation NDCG@10 %.4f (%.0f s)", name, dict(settings), seed, found, seconds)
+
+
+def rank_runs(context: Context, runs: Sequence[Run], lists: DataFrame, contract: Mapping[str, Any]) -> DataFrame:
+    """RANKS of the test half under a contract, for every run; what is ranked already is kept."""
+    bench, arrays, frames = bench_of(context), context.workspace.folder("arrays"), []
+    test = lists.filter(F.col("half") == "test")
+    for run in runs:
+        place = run.folder / _RANKS / contract["sha256"][:12]
+        if not (place / "_SUCCESS").is_file():
+            start = time.perf_counter()
+            scorer = SYSTEMS[run.system].scorer(bench, run.folder, run.name)
+            frame = rank_users(test, [scorer], arrays, context.config.evaluate.block, contract["seen"])
+            frame.write.mode("overwrite").parquet(str(place))
+            log.info("%s: ranked, contract %s (%.0f s)", run.name, contract["name"], time.perf_counter() - start)
+        frames.append(str(place))
+    return context.spark().read.schema(RANKS).parquet(*frames)
+
+
+def contracts(context: Context, folder: Path) -> list[tuple[DataFrame, dict[str, Any]]]:
+    """The workspace's frozen candidates, and those of the other contract (seen items in, or out), made once."""
+    spark, workspace = context.spark(), context.workspace
+    own = workspace.facts("candidates")["contract"]
+    seen: Seen = "included" if own["seen"] == "excluded" else "excluded"
+    place, settings = folder / f"candidates-{seen}", context.config.candidates
+    if not (place / "_SUCCESS").is_file():
+        arrays = workspace.folder("arrays")
+        frame = freeze_candidates(spark, workspace, arrays, settings.negatives, seen, settings.seed)
+        frame.filter(F.size("negatives") > 0).write.mode("overwrite").parquet(str(place))
+    other = spark.read.schema(CANDIDATES).parquet(str(place))
+    ids = {name: workspace.read(spark, name) for name in ("markets", "users", "items")}
+    contract = make_contract(other, **ids, negatives=settings.negatives, seen=seen, seed=settings.seed)
+    found = [(workspace.read(spark, "candidates"), dict(own)), (other, contract)]
+    return sorted(found, key=lambda pair: str(pair[1]["name"]), reverse=True)  # standard, paper-like
+
+
+def bench_of(context: Context) -> Bench:
+    """What the systems are trained on, out of the workspace."""
+    settings, workspace = context.config.compare, context.workspace
+    markets = workspace.read_arrow("markets", ["market", "market_id"]).to_pydict()
+    return Bench(
+        context.config,
+        workspace,
+        open_arrays(workspace.folder("arrays")),
+        validation_sample(workspace.folder("candidates"), settings.validation_users, settings.seed),
+        dict(zip(markets["market"], markets["market_id"], strict=True)),
+        settings.trial_seconds,
+        choose_device(context.config.train.device),
+    )

@@ -1,0 +1,237 @@
+"""How every system of Table 2 is trained into a folder, and the scorer that reads this folder.
+
+Closed forms need the n x n Gram on the driver, as EASE's solver `driver` does, and refuse what does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from m3rec_spark.config import Config, Train
+from m3rec_spark.data.arrays import MarketArrays
+from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores
+from m3rec_spark.models.catalogue import PAIR_MODELS, build
+from m3rec_spark.models.forec import Forec
+from m3rec_spark.models.slim import fit_slim
+from m3rec_spark.ranking.model_scorers import DotScorer, ModuleScorer, save_module
+from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, PopularityScorer, Scorer, published_scorer
+from m3rec_spark.similarity import ease
+from m3rec_spark.similarity.gram import dense_gram
+from m3rec_spark.similarity.skipgram import fit_item_vectors
+from m3rec_spark.similarity.walk_graph import item_weights
+from m3rec_spark.similarity.walks import walk_matrix
+from m3rec_spark.similarity.weights import MarketItems, publish_sparse
+from m3rec_spark.stages.market_model import add_ease_shares, batch_loss, build_model, epoch_batches
+from m3rec_spark.tables import Workspace
+from m3rec_spark.training.export import export_model
+from m3rec_spark.training.loop import TrainState, fit, optimizers
+
+Settings = Mapping[str, Any]
+Facts = dict[str, Any]
+_LEARNING = ("learning_rate", "batch_size", "negatives")  # settings that are not the module's own
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all systems are trained on."""
+
+    config: Config
+    workspace: Workspace
+    arrays: MarketArrays
+    sample: pa.Table
+    """Rows of CANDIDATES of the validation half: all that a system may look at."""
+    market_ids: dict[int, str]
+    seconds: float
+    """Training time of a trial."""
+    device: torch.device
+
+    def validator(self) -> Validator:
+        """Of the sample."""
+        return Validator(self.arrays, self.sample, self.market_ids)
+
+    def gram(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """A = sum_m w_m A_m, dense with its lower half, after a check that it fits."""
+        ease.plan(self.arrays.n_items, self.config.ease.memory_gb)
+        given = np.ones(self.arrays.n_markets) if weights is None else weights
+        return dense_gram(self.workspace.read_arrow("gram").to_batches(), self.arrays.n_items, given)
+
+
+def train_popularity(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
+    """Nothing: the counts are in the arrays."""
+    return {}
+
+
+def train_ease(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
+    """EASE^R on the merged data (eq. 3, 4)."""
+    weights = ease.solve(bench.gram(), settings["lambda_f"])
+    for market, items in enumerate(_market_items(bench.arrays)):
+        _save_block(folder, market, weights[np.ix_(items, items)])
+    return {}
+
+
+def train_ease_per_market(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
+    """EASE^R on every market alone."""
+    for market in range(bench.arrays.n_markets):
+        X = bench.arrays.history(market).astype(np.float64)
+        ease.plan(X.shape[1], bench.config.ease.memory_gb)
+        _save_block(folder, market, ease.solve((X.T @ X).toarray(order="F"), settings["lambda_f"]))
+    return {}
+
+
+def train_slim(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
+    """SLIM on the merged data (eq. 2)."""
+    cells = bench.workspace.read_arrow("gram")
+    a, b, count = (cells[name].to_numpy() for name in ("item_a", "item_b", "count"))
+    upper = sparse.coo_matrix((count, (a, b)), shape=(bench.arrays.n_items,) * 2).tocsr()
+    gram = upper + sparse.triu(upper, 1).T
+    weights, restless = fit_slim(gram, settings["l1"], settings["l2"])
+    publish_sparse(weights, MarketItems(bench.arrays.slot_items, bench.arrays.slot_offsets), folder)
+    return {"entries": int(weights.nnz), "columns_not_at_rest": restless}
+
+
+def train_random_walk(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
+    """Item2vec over the walks on the merged graph: skip-gram without B-Glob; a user is the mean of his items."""
+    arrays, given = bench.arrays, bench.config.skipgram.model_dump(exclude={"smooth", "seed"})
+    degrees = item_weights(arrays.indptr, arrays.items, arrays.n_items, bench.config.walks.self_loops)
+    aucs: list[float] = []
+    walks = walk_matrix(bench.workspace.read_arrow("walks"))
+    vectors = fit_item_vectors(walks, None, degrees, seed=seed, device=bench.device, **(given | dict(settings)))
+    vectors[degrees == 0] = 0.0
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)[arrays.slot_items]
+    walked = (degrees > 0)[arrays.slot_items].astype(np.float32)
+    files = {"item_vectors": unit, "history_vectors": unit, "history_weights": walked}
+    files["user_vectors"] = np.zeros((arrays.n_rows, unit.shape[1]), np.float32)
+    for name, array in files.items():
+        np.save(folder / f"{name}.npy", array)
+    return {"auc": aucs}
+
+
+def train_module(name: str) -> Callable[[Bench, Settings, int, Path], Facts]:
+    """A recipe of models.catalogue by the one training loop."""
+
+    def train(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
+        given = dict(settings)
+        changed: dict[str, Any] = {key: given.pop(key) for key in _LEARNING if key in given}
+        changed |= {"epochs": bench.config.compare.epochs, "patience": bench.config.compare.patience, "seed": seed}
+        changed |= {"loss": "margin", "dropout": 0.0, "exclude_target": False}  # margin: own negatives of each pair
+        options = bench.config.train.model_copy(update=changed)
+        model = build(name, bench.arrays, given, seed).to(bench.device)
+        facts = _fit(bench, model, options, name in PAIR_MODELS)
+        if isinstance(model, Forec):
+            model.fork()
+            facts["forked"] = _fit(bench, model, options, by_lists=True)
+        model.eval()
+        if name in PAIR_MODELS:
+            save_module(model, folder, name, given)
+        else:
+            _save_vectors(model, bench.arrays, folder)
+        return facts
+
+    return train
+
+
+def train_m3rec(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
+    """The market model under train.*, changed by the settings."""
+    options = bench.config.train.model_copy(update={**settings, "seed": seed})
+    dimension, device = bench.config.skipgram.dimension, bench.device
+    model, arrays = build_model(bench.workspace, bench.arrays, options, dimension).to(device), bench.arrays
+    validator = bench.validator()
+    state = TrainState()
+    feed = bench.workspace.folder("feed")
+    fit(
+        model, optimizers(model, options.learning_rate), state,
+        batches=lambda epoch: epoch_batches(options, feed, arrays, epoch, device),
+        loss=lambda pairs: batch_loss(options, model, pairs),
+        validate=lambda: validator.figures(cosine_scores(model, arrays), device),
+        score=MEAN, epochs=options.epochs, patience=options.patience, on_epoch_end=_silently,
+        seconds=bench.seconds,
+    )  # fmt: skip
+    export_model(model, folder, options.model_dump(mode="json"), state.best_epoch)
+    shares = add_ease_shares(options, bench.workspace, folder, arrays, bench.sample)
+    return _told(state) | {"ease_weights": shares}
+
+
+def _fit(bench: Bench, model: Any, options: Train, by_lists: bool) -> Facts:
+    """Trains until its epochs, its patience or the time of a trial is used up."""
+    state, validator, feed = TrainState(), bench.validator(), bench.workspace.folder("feed")
+
+    def batches(epoch: int) -> Any:
+        for number, batch in enumerate(epoch_batches(options, feed, bench.arrays, epoch, bench.device)):
+            torch.manual_seed(hash((options.seed, epoch, number)))  # of the dropout: an epoch is the same in any run
+            yield batch
+
+    with torch.random.fork_rng(devices=[]):
+        fit(
+            model, optimizers(model, options.learning_rate), state, batches=batches, loss=model.loss,
+            validate=lambda: validator.figures(model.scorer(), bench.device, by_lists), score=MEAN,
+            epochs=options.epochs, patience=options.patience, on_epoch_end=_silently,
+            seconds=bench.seconds,
+        )  # fmt: skip
+    return _told(state)
+
+
+def _silently(state: TrainState) -> None:
+    """Runs of a comparison have no checkpoints: a cut one begins anew."""
+
+
+def _told(state: TrainState) -> Facts:
+    return {"best_epoch": state.best_epoch, "epochs": state.epoch, "curve": [row[MEAN] for row in state.history]}
+
+
+def _save_vectors(model: Any, arrays: MarketArrays, folder: Path) -> None:
+    with torch.no_grad():
+        users, items = (part.cpu().numpy() for part in model.vectors())
+    np.save(folder / "user_vectors.npy", users)
+    np.save(folder / "item_vectors.npy", items if len(items) == len(arrays.slot_items) else items[arrays.slot_items])
+
+
+def _save_block(folder: Path, market: int, block: NDArray[np.float64]) -> None:
+    place = folder / f"market-{market:05d}"
+    place.mkdir()
+    np.save(place / f"rows-{0:09d}.npy", block.astype(np.float32))
+
+
+def _market_items(arrays: MarketArrays) -> list[NDArray[np.int32]]:
+    return [arrays.slot_items[arrays.market_slots(market)] for market in range(arrays.n_markets)]
+
+
+def popularity_scorer(bench: Bench, folder: Path, name: str) -> Scorer:
+    """Counts."""
+    return PopularityScorer(name)
+
+
+def m3rec_scorer(bench: Bench, folder: Path, name: str) -> Scorer:
+    """Cosine and share of EASE."""
+    found = published_scorer(str(folder), str(bench.workspace.folder("ease")))
+    return dataclasses.replace(found, name=name)
+
+
+def ease_scorer(bench: Bench, folder: Path, name: str) -> Scorer:
+    """X B."""
+    return EaseScorer(str(folder), name)
+
+
+def cosine_scorer(bench: Bench, folder: Path, name: str) -> Scorer:
+    """Cosine of the mean of a history."""
+    return CosineScorer(str(folder), name)
+
+
+def module_scorer(bench: Bench, folder: Path, name: str) -> Scorer:
+    """The module itself, in the worker."""
+    return ModuleScorer(str(folder), str(bench.workspace.folder("arrays")), name)
+
+
+def dot_scorer(bench: Bench, folder: Path, name: str) -> Scorer:
+    """Products of vectors."""
+    return DotScorer(str(folder), name)

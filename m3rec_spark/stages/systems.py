@@ -1,0 +1,88 @@
+"""Every system of the paper's Table 2: its title, the settings to try, how it is trained and how it ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m3rec_spark.ranking.scorers import Scorer
+from m3rec_spark.stages import recipes
+from m3rec_spark.stages.recipes import Bench, Facts, Settings
+
+Recipe = Callable[[Bench, Settings, int, Path], Facts]
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of Table 2."""
+
+    title: str
+    family: str
+    """Mix: trained on the merged data; Multi: a part per market; Item: from the items' similarity."""
+    grid: tuple[Settings, ...]
+    """Settings to try, the first ones first; the validation half chooses."""
+    train: Recipe
+    """(bench, settings, seed, empty folder) -> what is to be reported."""
+    scorer: Callable[[Bench, Path, str], Scorer]
+    seeded: bool = True
+    """Whether another seed gives another model."""
+
+
+_RIDGES = tuple({"lambda_f": float(value)} for value in (30, 20, 50, 10))
+_SPARSE = tuple({"l1": l1, "l2": l2} for l1, l2 in ((1.0, 30.0), (0.5, 30.0), (0.1, 30.0), (0.5, 10.0)))
+_PAIR: Settings = {
+    "dimension": 64, "widths": [128, 64], "dropout": 0.3, "negatives": 4, "learning_rate": 0.001, "batch_size": 1024,
+}  # fmt: skip
+_GRAPH: Settings = {
+    "dimension": 128, "layers": 2, "l2": 1e-4, "negatives": 4, "learning_rate": 0.005, "batch_size": 4096,
+}  # fmt: skip
+
+
+def _around(first: Settings, *changes: Settings) -> tuple[Settings, ...]:
+    return (first, *({**first, **change} for change in changes))
+
+
+def _network(title: str, family: str, name: str, **more: Any) -> System:
+    changes: list[Settings] = [{"learning_rate": 0.003}, {"negatives": 10}, {"dimension": 128, "widths": [256, 128]}]
+    return System(
+        title, family, _around({**_PAIR, **more}, *changes), recipes.train_module(name), recipes.module_scorer
+    )
+
+
+def _graph(title: str, family: str, name: str, last: Settings, **more: Any) -> System:
+    grid = _around({**_GRAPH, **more}, {"layers": 3}, {"layers": 1}, last)
+    return System(title, family, grid, recipes.train_module(name), recipes.dot_scorer)
+
+
+def _m3rec(title: str, **changes: Any) -> System:
+    return System(title, "Multi", (changes,), recipes.train_m3rec, recipes.m3rec_scorer)
+
+
+def _closed(title: str, family: str, grid: tuple[Settings, ...], train: Recipe) -> System:
+    return System(title, family, grid, train, recipes.ease_scorer, seeded=False)
+
+
+_WALKS = _around({"epochs": 4}, {"epochs": 8}, {"window": 5}, {"learning_rate": 0.02})
+SYSTEMS: dict[str, System] = {
+    "popularity": System(
+        "Popularity", "Multi", ({},), recipes.train_popularity, recipes.popularity_scorer, seeded=False
+    ),
+    "neumf": _network("NeuMF", "Mix", "neumf"),
+    "lightgcn": _graph("LightGCN", "Mix", "lightgcn", {"negatives": 16}),
+    "random_walk": System("Random Walk", "Mix", _WALKS, recipes.train_random_walk, recipes.cosine_scorer),
+    "slim": _closed("SLIM", "Mix", _SPARSE, recipes.train_slim),
+    "ease": _closed("EASE^R", "Mix", _RIDGES, recipes.train_ease),
+    "ease_per_market": _closed("EASE^R per market", "Multi", _RIDGES, recipes.train_ease_per_market),
+    "cross_stitch": _network("Cross-Stitch", "Multi", "cross_stitch"),
+    "mmoe": _network("MMoE", "Multi", "mmoe", experts=4),
+    "bitgcf": _graph("Bi-TGCF", "Multi", "bitgcf", {"keep": 0.5}, keep=0.8),
+    "star": _network("STAR", "Multi", "star"),
+    "forec": _network("FOREC", "Multi", "forec", inner_rate=0.01),
+    "m3rec": _m3rec("M3Rec"),
+    "m3rec_without_intra": _m3rec("M3Rec w/o intra-market similarity", intra=False),
+    "m3rec_without_inter": _m3rec("M3Rec w/o inter-market similarity", inter=False),
+    "m3rec_without_both": _m3rec("M3Rec w/o both", intra=False, inter=False),
+    "m3rec_paper": _m3rec("M3Rec, loss of the paper", loss="margin", ease_weights=()),
+}
