@@ -21,8 +21,9 @@ def markets_of(report: Report) -> list[str]:
 
 def names_of(report: Report, contract: str) -> list[str]:
     """Systems and external rows in the order of the report, the variants of Table 3 and the paper's loss left out."""
-    ablations = {*VARIANTS[1:]}
-    return [name for name in dict.fromkeys(row["model"] for row in means(report, contract)) if name not in ablations]
+    present = {row["model"] for row in means(report, contract)} - {*VARIANTS[1:]}
+    known = [name for name in report["systems"] if name in present]
+    return known + sorted(present - set(known))
 
 
 def means(report: Report, contract: str) -> list[Mapping[str, Any]]:
