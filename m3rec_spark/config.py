@@ -121,6 +121,17 @@ class Ease(Section):
     """What the solver may take; null: 80% of what the machine (or its container) has free."""
 
 
+class Linear(Section):
+    """A linear item model for each market, eq. 2, in which the other markets' shoppers weigh less."""
+
+    l1: Annotated[float, Field(ge=0.0)] = 1.0
+    """lambda of eq. 2."""
+    l2: PositiveFloat = 15.0
+    """Its ridge weight, lambda_F."""
+    others: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0, 0.1, 0.3, 1.0)
+    """Weights of the other markets' Grams; all are solved, and the market's validation half chooses."""
+
+
 class Walks(Section):
     """Random walks, eq. 5."""
 
@@ -177,8 +188,10 @@ class Train(Section):
     """Use B-Glob (Table 3: without intra-market similarity)."""
     inter: bool = True
     """Use V-Glob (Table 3: without inter-market similarity)."""
-    ease_weights: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
-    """Shares of the EASE score tried on top of the cosine, per market, on the validation half; []: the cosine alone."""
+    linear: Literal["own", "ease"] = "own"
+    """The linear score on top of the cosine: own: each market's own model (section linear); ease: B of eq. 4."""
+    ease_weights: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 50.0)
+    """Shares of the linear score tried on top, per market, on the validation half; []: the cosine alone."""
     exclude_target: bool = False
     """Leave the pair to be predicted out of its own history. Off: B was fitted on that pair too (docs/decisions)."""
     dropout: Fraction = 0.0
@@ -203,7 +216,7 @@ class Evaluate(Section):
     models: tuple[Literal["m3rec", "m3rec_cosine", "ease", "popularity"], ...] = (
         "m3rec", "m3rec_cosine", "ease", "popularity",
     )  # fmt: skip
-    """m3rec_cosine: without the share of EASE that train.ease_weights adds."""
+    """m3rec_cosine: without the linear score that train.ease_weights adds."""
     block: PositiveInt = 256
     """Users scored at once against all items of their market."""
 
@@ -293,6 +306,7 @@ class Config(Section):
     candidates: Candidates = Candidates()
     gram: Gram = Gram()
     ease: Ease = Ease()
+    linear: Linear = Linear()
     walks: Walks = Walks()
     skipgram: SkipGram = SkipGram()
     train: Train = Train()

@@ -78,6 +78,7 @@ TABLES: dict[str, Table] = {
     "arrays": Table("prepare", None),
     "gram": Table("pretrain", GRAM),
     "ease": Table("pretrain", None),
+    "linear": Table("pretrain", None),
     "similarity": Table("pretrain", SIMILARITY),
     "walks": Table("pretrain", WALKS),
     "item_vectors": Table("pretrain", ITEM_VECTORS),

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import scipy.sparse as sp
 
 from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
 from m3rec_spark.data.build_arrays import build_arrays
+from m3rec_spark.ranking.scorers import LINEAR
+from m3rec_spark.similarity.market_linear import others_folder
 from m3rec_spark.tables import Workspace, arrow_schema
 
 Pair = tuple[str, str, str]  # market id, user id, item id
@@ -105,6 +108,19 @@ def publish_ease(workspace: Workspace, weights: np.ndarray) -> str:
     return str(workspace.folder("ease"))
 
 
+def publish_linear(workspace: Workspace, models: dict[float, np.ndarray]) -> str:
+    """Linear models of the markets' own: B of all items by the weight of the other markets. Returns the folder."""
+    arrays = open_arrays(workspace.folder("arrays"))
+    with workspace.publishing("linear", KEY, extra={"others": list(models)}) as folder:
+        for number, weights in enumerate(models.values()):
+            others_folder(folder, number).mkdir()
+            for market in range(arrays.n_markets):
+                items = arrays.slot_items[arrays.market_slots(market)]
+                block = sp.csr_matrix(weights[np.ix_(items, items)].astype(np.float32))
+                sp.save_npz(others_folder(folder, number) / f"market-{market:05d}.npz", block)
+    return str(workspace.folder("linear"))
+
+
 def publish_model(workspace: Workspace, arrays: MarketArrays, dimension: int = 5, seed: int = 0) -> str:
     """Random vectors; a third of the items has no history vector. Returns the folder."""
     rng = np.random.default_rng(seed)
@@ -122,8 +138,11 @@ def publish_model(workspace: Workspace, arrays: MarketArrays, dimension: int = 5
     return str(workspace.folder("model"))
 
 
-def publish_served(root: Path, seed: int = 0) -> Workspace:
-    """All that serves, random; markets 0 and 1 have a share of EASE, item 3 has no vector."""
+def publish_served(root: Path, seed: int = 0, own: bool = False) -> Workspace:
+    """All that serves, random; markets 0 and 1 have a share of EASE, item 3 has no vector.
+
+    own: the model brings linear models of the markets' own instead of a share of EASE.
+    """
     workspace = publish_random_shop(root)
     arrays, rng = open_arrays(workspace.folder("arrays")), np.random.default_rng(seed)
     n = arrays.n_items
@@ -133,6 +152,11 @@ def publish_served(root: Path, seed: int = 0) -> Workspace:
         for file in Path(folder).iterdir():
             np.save(new / file.name, np.load(file))
         np.save(new / "ease_weights.npy", np.array([0.4, 0.1, 0.0], np.float32))
+        if own:
+            (new / LINEAR).mkdir()
+            for market, size in enumerate(np.diff(arrays.slot_offsets)[:2]):
+                B = sp.random(size, size, 0.3, "csr", np.float32, random_state=seed)
+                sp.save_npz(new / LINEAR / f"market-{market:05d}.npz", B)
     similarity = rng.random((n, n)) * (rng.random((n, n)) < 0.3)
     cells = zip(*(axis.tolist() for axis in np.nonzero(similarity)), strict=True)
     publish(workspace, "similarity", [(a, b, similarity[a, b] / similarity[a].sum()) for a, b in cells])

@@ -1,9 +1,9 @@
-"""How much of the EASE score goes on top of the cosine, market by market, as the validation half has it.
+"""How much of a linear item model goes on top of the cosine, and of which, market by market, as validation has it.
 
     score of (user, item) in market m = cosine(u, v) + w_m (x B)_item
 
 The cosine lives in d dimensions and blurs what B says of rare items; where the users of a market are served better with
-some of B put back, w_m > 0. One number per market is chosen, so the half that chooses can hardly be overfitted.
+some of B put back, w_m > 0. Two numbers per market are chosen, so the half that chooses can hardly be overfitted.
 Cost: one pass over the validation sample per scorer, users x (items of the market) scores a block.
 """
 
@@ -25,24 +25,30 @@ BLOCK = 256  # users scored at once
 
 
 def choose_weights(
-    cosine: Scorer, ease: Scorer, arrays: MarketArrays, sample: pa.Table, tried: Sequence[float]
-) -> NDArray[np.float32]:
-    """(M,) w_m: of the weights tried the one with the highest validation NDCG@10 in the market, the first on a tie.
+    cosine: Scorer, linear: Sequence[Scorer], arrays: MarketArrays, sample: pa.Table, tried: Sequence[float]
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """(M,) which linear model and (M,) w_m: those with the highest validation NDCG@10 in the market.
+
+    On a tie the first model, and of it the first weight.
 
     Args:
         cosine: scores of the market model.
-        ease: scores to add.
+        linear: models whose scores may be added.
         arrays: histories and slots.
-        sample: rows of CANDIDATES of the validation half; a market without any gets 0.
+        sample: rows of CANDIDATES of the validation half; a market without any gets the first model and 0.
         tried: weights.
     """
-    weights = np.zeros(arrays.n_markets, np.float32)
+    chosen, weights = np.zeros(arrays.n_markets, np.intp), np.zeros(arrays.n_markets, np.float32)
     ranks: dict[int, list[NDArray[np.float64]]] = {}
     for market, users, local, rivals in sample_blocks(arrays, sample, BLOCK):
-        base, added = (scorer.score(arrays, market, users) for scorer in (cosine, ease))
-        block = [expected_ranks(base + np.float32(weight) * added, local, rivals) for weight in tried]
+        base = cosine.score(arrays, market, users)
+        block = []
+        for scorer in linear:
+            added = scorer.score(arrays, market, users)
+            block += [expected_ranks(base + np.float32(weight) * added, local, rivals) for weight in tried]
         ranks.setdefault(market, []).append(np.stack(block))
     for market, blocks in ranks.items():
-        by_weight = np.concatenate(blocks, axis=1)  # (weights tried, users)
-        weights[market] = tried[int(np.argmax([ndcg(row) for row in by_weight]))]
-    return weights
+        by_choice = np.concatenate(blocks, axis=1)  # (models x weights, users)
+        best = int(np.argmax([ndcg(row) for row in by_choice]))
+        chosen[market], weights[market] = best // len(tried), tried[best % len(tried)]
+    return chosen, weights

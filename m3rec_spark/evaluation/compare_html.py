@@ -26,14 +26,18 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;max-width:1080px;margin:2r
 h1{font-size:1.6rem}h2{margin-top:2.4rem;border-bottom:1px solid #d5dae1;padding-bottom:.2rem}
 table{border-collapse:collapse;font-size:13px;margin:.6rem 0 1.2rem}
 td,th{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e6e9ee;white-space:nowrap}
-td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}
-tr.ours{background:#eaf3ff;font-weight:600}th{background:#f5f7f9}
+.left{text-align:left}.wrap td.left+td.left{white-space:normal}
+td:first-child,th:first-child{position:sticky;left:0;background:#fff}
+tr.ours,tr.ours td:first-child{background:#eaf3ff;font-weight:600}th,th:first-child{background:#f5f7f9}
 .note{color:#5b6675;font-size:13px}code{background:#f2f4f7;padding:0 .25rem;border-radius:3px}
-.scroll{overflow-x:auto}svg{max-width:100%;height:auto}
+.scroll{overflow-x:auto}.key{display:inline-block;margin-right:1rem}
+.key i{display:inline-block;width:.8em;height:.8em;margin-right:.3em}
 """
-_COLOURS = (
-    "#1f6feb", "#e36209", "#2da44e", "#8250df", "#bf3989", "#57606a", "#9a6700", "#0a7ea4", "#cf222e", "#6e7781",
+_COLOURS = (  # a system has the same one in all figures, ours the first
+    "#1f6feb", "#e36209", "#2da44e", "#8250df", "#cf222e", "#9a6700", "#0a7ea4", "#bf3989", "#57606a", "#84cc16",
+    "#79b8ff", "#ffb077", "#8ddb8c", "#c5a8f5", "#f5a3a3", "#e3c04f", "#6fd3e3", "#f2a5d0", "#b1bac4", "#3f4f1f",
 )  # fmt: skip
+_LETTER = 7.5  # width of one in a figure, about
 _OURS = "m3rec"
 _KINDS = {
     "item": "Table 4: items of one market and of several",
@@ -52,10 +56,10 @@ def compare_page(report: Report) -> str:
     parts = [_summary(report)]
     for contract in (one["name"] for one in report["contracts"]):
         parts += _contract(report, contract)
-    parts += ["<h2>Who helps whom</h2>", _HELPS, _html(transfer_table(report), report)]
+    parts += ["<h2>Who helps whom</h2>", _HELPS, _html(transfer_table(report), report, left=1)]
     parts += ["<h3>Items that two markets share</h3>", _heat(report["shared_items"])]
     parts += ["<h2>Training</h2><p>Validation NDCG@10 by epoch, first seed of each system.</p>", _curves(report)]
-    parts += ["<h3>Settings tried on the validation half</h3>", _html(_trial_table(report), report)]
+    parts += ["<h3>Settings tried on the validation half</h3>", _html(_trial_table(report), report, wrap=True)]
     head = f"<meta charset=utf-8><title>m3rec compare</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
 
@@ -92,14 +96,19 @@ def _contract(report: Report, contract: str) -> list[str]:
     return parts
 
 
-def _html(table: Table, report: Report) -> str:
+def _html(table: Table, report: Report, left: int = 2, wrap: bool = False) -> str:
+    """The first `left` columns are texts; the second may be broken into lines if `wrap`."""
     ours = title(report, _OURS)
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table[0])
-    body = "".join(
-        f"<tr{' class=ours' if ours in row[:2] else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
-        for row in table[1:]
+    rows = [_row("th", table[0], left, "")]
+    rows += [_row("td", row, left, " class=ours" if ours in row[:2] else "") for row in table[1:]]
+    return f"<div class='scroll{' wrap' if wrap else ''}'><table>{''.join(rows)}</table></div>"
+
+
+def _row(tag: str, cells: Sequence[str], left: int, more: str) -> str:
+    texts = (
+        f"<{tag}{' class=left' if number < left else ''}>{escape(cell)}</{tag}>" for number, cell in enumerate(cells)
     )
-    return f"<div class=scroll><table><tr>{head}</tr>{body}</table></div>"
+    return f"<tr{more}>{''.join(texts)}</tr>"
 
 
 def _bars(report: Report, contract: str, names: Sequence[str]) -> str:
@@ -107,27 +116,23 @@ def _bars(report: Report, contract: str, names: Sequence[str]) -> str:
     markets, found = markets_of(report), values(report, contract, "ndcg_10")
     highest = max((row["value"] + row["half_width"] for row in found.values()), default=1.0) or 1.0
     bar, height, left = 11, 220, 40
-    group = bar * len(names) + 18
+    group = max(bar * len(names) + 18, _broadest(markets))
     width = left + group * len(markets)
-    marks = []
-    for value in (0.0, highest / 2, highest):
-        y = _y(value, highest, height)
-        marks.append(f'<line x1="{left}" x2="{width}" y1="{y}" y2="{y}" stroke="#e6e9ee"/>')
-        marks.append(_text(left - 6, y + 4, f"{100 * value:.0f}", "end"))
+    marks = _grid(left, width, highest, height)
     for g, market in enumerate(markets):
         x = left + g * group + 6
         marks.append(_text(x + group / 2 - 9, height + 34, market, "middle"))
+        x += (group - 18 - bar * len(names)) / 2  # in the middle of a broad name
         for b, name in enumerate(names):
             if row := found.get((name, market)):
-                colour, place = _COLOURS[b % len(_COLOURS)], x + b * bar
-                marks.append(_bar(place, bar, row, highest, height, colour, title(report, name)))
-    return _svg(width, height + 44, marks) + _legend([title(report, name) for name in names])
+                marks.append(_bar(x + b * bar, bar, row, highest, height, _colour(report, name), title(report, name)))
+    return _svg(width, height + 44, marks) + _legend(report, names)
 
 
 def _bar(x: float, width: float, row: Mapping[str, Any], highest: float, height: float, colour: str, name: str) -> str:
     top, middle = _y(row["value"], highest, height), x + width / 2 - 1
-    low, high = (_y(row["value"] + sign * row["half_width"], highest, height) for sign in (-1, 1))
-    told = f"{escape(row['market'])}: {100 * row['value']:.1f} &plusmn; {100 * row['half_width']:.1f}"
+    low, high = (_y(max(0.0, row["value"] + sign * row["half_width"]), highest, height) for sign in (-1, 1))
+    told = f"{escape(row['market'])}: {100 * row['value']:.1f} ± {100 * row['half_width']:.1f}"
     return (
         f'<rect x="{x}" y="{top:.1f}" width="{width - 2}" height="{height + 16 - top:.1f}" fill="{colour}">'
         f"<title>{escape(name)}, {told}</title></rect>"
@@ -139,20 +144,30 @@ def _y(value: float, highest: float, height: float) -> float:
     return round(16 + height * (1 - value / highest), 1)
 
 
+def _grid(left: float, right: float, highest: float, height: float) -> list[str]:
+    """Lines at 0, half and all of the highest value."""
+    marks = []
+    for value in (0.0, highest / 2, highest):
+        y = _y(value, highest, height)
+        marks.append(f'<line x1="{left}" x2="{right}" y1="{y}" y2="{y}" stroke="#e6e9ee"/>')
+        marks.append(_text(left - 6, y + 4, f"{100 * value:.0f}", "end"))
+    return marks
+
+
 def _heat(shared: Mapping[str, Any]) -> str:
     """Share of the row market's items that the column market sells too, and how many these are."""
     markets, counts, cell, marks = shared["markets"], shared["items"], 62, []
+    wide = max(cell, _broadest(markets))
     for i, row in enumerate(markets):
-        marks += [_text(52, i * cell + 64, row, "end"), _text(i * cell + 90, 22, row, "middle")]
+        marks += [_text(wide - 8, i * cell + 64, row, "end"), _text((i + 1.5) * wide, 22, row, "middle")]
         for j in range(len(markets)):
             share = counts[i][j] / counts[i][i] if counts[i][i] else 0.0
-            ink, x, y = "#fff" if share > 0.55 else "#1c2430", j * cell + 60, i * cell + 30
-            square = f'x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}"'
+            ink, x, y = "#fff" if share > 0.55 else "#1c2430", (j + 1) * wide, i * cell + 30
+            square = f'x="{x}" y="{y}" width="{wide - 2}" height="{cell - 2}"'
             marks.append(f'<rect {square} fill="rgba(31,111,235,{share:.3f})" stroke="#d5dae1"/>')
-            marks.append(_text(x + 30, y + 28, f"{100 * share:.0f}%", "middle", ink))
-            marks.append(_text(x + 30, y + 44, f"{counts[i][j]:,}", "middle", ink))
-    side = 60 + cell * len(markets)
-    return _svg(side, side - 26, marks)
+            marks.append(_text(x + wide / 2 - 1, y + 28, f"{100 * share:.0f}%", "middle", ink))
+            marks.append(_text(x + wide / 2 - 1, y + 44, f"{counts[i][j]:,}", "middle", ink))
+    return _svg(wide * (len(markets) + 1), cell * len(markets) + 34, marks)
 
 
 def _curves(report: Report) -> str:
@@ -164,15 +179,17 @@ def _curves(report: Report) -> str:
     if not curves:
         return ""
     longest, highest = max(map(len, curves.values())), max(max(curve) for curve in curves.values()) or 1.0
-    width, height, marks = 640, 240, []
-    for number, (name, curve) in enumerate(curves.items()):
-        step = (width - 60) / max(longest - 1, 1)
-        points = " ".join(f"{40 + step * epoch:.1f},{_y(value, highest, height)}" for epoch, value in enumerate(curve))
-        style = f'fill="none" stroke="{_COLOURS[number % len(_COLOURS)]}" stroke-width="1.8"'
-        marks.append(f'<polyline points="{points}" {style}><title>{escape(title(report, name))}</title></polyline>')
-    marks += [_text(34, 20, f"{100 * highest:.0f}", "end"), _text(34, height + 18, "0", "end")]
-    marks.append(_text(width - 20, height + 34, f"epoch {longest}", "end"))
-    return _svg(width, height + 40, marks) + _legend([title(report, name) for name in curves])
+    left, width, height = 40, 640, 240
+    marks, step = _grid(left, width - 20, highest, height), (width - 60) / max(longest - 1, 1)
+    for name, curve in curves.items():
+        points = [f"{left + step * epoch:.1f},{_y(value, highest, height)}" for epoch, value in enumerate(curve)]
+        style = f'fill="none" stroke="{_colour(report, name)}" stroke-width="1.8"'
+        line = f'<polyline points="{" ".join(points)}" {style}>'
+        marks.append(f"{line}<title>{escape(title(report, name))}</title></polyline>")
+        x, y = points[-1].split(",")
+        marks.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{_colour(report, name)}"/>')
+    marks += [_text(left, height + 34, "1", "middle"), _text(width - 20, height + 34, f"epoch {longest}", "end")]
+    return _svg(width, height + 40, marks) + _legend(report, list(curves))
 
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str = "#1c2430") -> str:
@@ -188,13 +205,22 @@ def _trial_table(report: Report) -> Table:
     return table
 
 
-def _legend(names: Sequence[str]) -> str:
+def _colour(report: Report, name: str) -> str:
+    known = dict.fromkeys([_OURS, *report["systems"], *(row["model"] for row in report["means"])])
+    return _COLOURS[list(known).index(name) % len(_COLOURS)]
+
+
+def _broadest(texts: Sequence[str]) -> int:
+    """Pixels that the longest text takes, with a gap."""
+    return round(_LETTER * max(map(len, texts), default=0)) + 12
+
+
+def _legend(report: Report, names: Sequence[str]) -> str:
     items = (
-        f'<span style="margin-right:1rem"><span style="display:inline-block;width:.8em;height:.8em;'
-        f'background:{_COLOURS[i % len(_COLOURS)]}"></span> {escape(name)}</span>'
-        for i, name in enumerate(names)
+        f'<span class=key><i style="background:{_colour(report, name)}"></i>{escape(title(report, name))}</span>'
+        for name in names
     )
-    return f"<p class=note>{''.join(items)}</p>"
+    return f"<p class=note>{' '.join(items)}</p>"
 
 
 def _svg(width: float, height: float, marks: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ def read_scores(spark: SparkSession, path: str) -> DataFrame:
         DataError: it is not there, lacks a column, or holds a score that is no finite number; or a pair twice.
     """
     if not Path(path).exists():
-        raise DataError(f"compare.scores: no file or folder {path}")
+        raise DataError(f"compare.scores: no file or folder {path}: name a CSV or Parquet one")
     reader = spark.read.option("header", True)
     frame = reader.csv(path) if path.endswith(".csv") else reader.parquet(path)
     if missing := [name for name in COLUMNS if name not in frame.columns]:
@@ -45,7 +45,8 @@ def read_scores(spark: SparkSession, path: str) -> DataFrame:
     doubled = read.groupBy(*COLUMNS[:3]).count().filter("count > 1")
     if example := doubled.first():
         raise DataError(
-            f"{path}: user {example['user_id']} in market {example['market']} has item {example['item_id']} twice"
+            f"{path}: user {example['user_id']} in market {example['market']} has item {example['item_id']} "
+            f"{example['count']} times: leave one row for a pair"
         )
     return read
 
@@ -69,10 +70,11 @@ def table_ranks(
     users = candidates.select("market", "user")
     without = users.join(scored.select("market", "user").distinct(), on=["market", "user"], how="left_anti")
     if count := without.count():
-        example = without.join(tables["users"], on=["market", "user"]).first()
+        named = without.join(tables["users"], on=["market", "user"]).join(tables["markets"], on="market")
+        example = named.select("user_id", "market_id").first()
         raise DataError(
             f"scores of '{name}': {count:,} of {users.count():,} users to be ranked have none, as user "
-            f"{example['user_id'] if example else '?'}: score every user of the test half"
+            f"{' in market '.join(example) if example else '?'}: score every user of the test half"
         )
     listed = candidates.select("market", "user", F.explode("negatives").alias("item"))
     negatives = listed.join(scored, on=_KEYS, how="left")

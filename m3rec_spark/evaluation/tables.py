@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from m3rec_spark.evaluation.report import TITLES
 Report = Mapping[str, Any]
 Table = list[list[str]]
 VARIANTS = ("m3rec", "m3rec_without_intra", "m3rec_without_inter", "m3rec_without_both")
+OTHERS = "others"  # the helper that is all other markets
 _LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
@@ -20,7 +22,7 @@ def markets_of(report: Report) -> list[str]:
 
 
 def names_of(report: Report, contract: str) -> list[str]:
-    """Systems and external rows in the order of the report, the variants of Table 3 and the paper's loss left out."""
+    """Systems and external rows in the order of the report, the variants of Table 3 left out."""
     present = {row["model"] for row in means(report, contract)} - {*VARIANTS[1:]}
     known = [name for name in report["systems"] if name in present]
     return known + sorted(present - set(known))
@@ -72,7 +74,7 @@ def group_table(report: Report, contract: str, kind: str, names: Sequence[str]) 
     markets = sorted({row["market"] for row in rows})
     found = {(row["model"], row["market"], row["group"]): row for row in rows}
     table = [["group", "system", *markets]]
-    for group in dict.fromkeys(sorted(row["group"] for row in rows)):
+    for group in sorted({row["group"] for row in rows}, key=_in_order):
         for name in names:
             cells = [found.get((name, market, group)) for market in markets]
             if any(cells):
@@ -87,7 +89,7 @@ def transfer_table(report: Report) -> Table:
     markets = sorted({row["market"] for row in rows})
     found = {(row["helper"], row["market"]): row for row in rows}
     table = [["with the data of", *(f"for {market}" for market in markets)]]
-    for helper in dict.fromkeys(row["helper"] for row in rows):
+    for helper in sorted({row["helper"] for row in rows}, key=lambda name: (name != OTHERS, name)):
         cells = [found.get((helper, market)) for market in markets]
         table.append([helper, *(_gain(cell) if cell else "-" for cell in cells)])
     return table
@@ -124,6 +126,14 @@ def _cell(report: Report, contract: str, metric: str, name: str, market: str, ro
     return f"{100 * row['value']:.1f}{spread}{stars(report, contract, metric, name, market)}"
 
 
+def _in_order(group: str) -> tuple[int, str]:
+    """10 comes after 9; groups without a number first."""
+    number = re.match(r"\d+", group)
+    return (int(number.group()) if number else -1, group)
+
+
 def _gain(row: Mapping[str, Any]) -> str:
+    if row["difference"] is None:  # no test user of this market
+        return "-"
     mark = "*" if row["p_holm"] is not None and row["p_holm"] < 0.05 else ""
     return f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]{mark}"

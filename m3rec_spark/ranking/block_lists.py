@@ -6,7 +6,7 @@ of evaluation and serving. float32's error is bounded (Higham 2002, eq. 3.5: (d 
 the bound cannot tell what is outside a short list from what is in the list, the user is scored exactly (`top_k`).
 
 Cost: 2 B I d flops in float32, one compare a score, 2 B (k + SPARE) d flops in float64; and B h I for a market with a
-share of EASE. Memory: B x TILE scores, B x I where EASE has a share.
+linear part. Memory: B x TILE scores, B x I where it has a share.
 Notation: B users, I items of the market, d dimensions, h items of a history.
 """
 

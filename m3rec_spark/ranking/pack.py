@@ -70,12 +70,12 @@ def save_shoppers(arrays: MarketArrays, folder: Path) -> None:
 
 
 def _copy_ease(workspace: Workspace, folder: Path, arrays: MarketArrays) -> None:
-    """B of the markets that have a share of it: the others never ask for it."""
-    scorer = published_scorer(str(folder / "model"), "")
+    """The linear model of the markets that have a share of it: the others never ask for it."""
+    scorer = published_scorer(str(workspace.folder("model")), str(workspace.folder("ease")))
     (folder / "ease").mkdir()
     for market in range(arrays.n_markets):
-        if scorer.share(arrays, market):
-            for source in workspace.folder("ease").glob(f"market-{market:05d}*"):
+        if scorer.ease is not None and scorer.share(arrays, market):
+            for source in Path(scorer.ease.folder).glob(f"market-{market:05d}*"):
                 target = folder / "ease" / source.name
                 shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
 

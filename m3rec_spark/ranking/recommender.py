@@ -8,7 +8,7 @@ Who asks decides what answers, best first:
 A list holds items of the market only, those of `only` where it is given, none of the history and none of `exclude`;
 all of that is settled before the best are taken, so a list is shorter than k only where there are no more items.
 
-Cost of a list: I d for I items of the market, and h I for a market with a share of EASE. Memory: CELLS scores.
+Cost of a list: I d for I items of the market, and h I for a market with a linear part. Memory: CELLS scores.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from m3rec_spark.errors import CorruptTableError
 from m3rec_spark.similarity.dense import inner_products
 from m3rec_spark.similarity.market_rows import MarketRows, market_rows
 
+LINEAR = "linear"  # folder in the table `model`: the markets' own linear models, where it was trained with them
 Scores = NDArray[np.float32]
 Local = NDArray[np.float32]  # (B, d) U-Loca of users
 
@@ -140,11 +141,11 @@ class CosineScorer:
 
 @dataclass(frozen=True)
 class M3RecScorer:
-    """cos(u, v) + w_m (x B)_item: the market model with the market's share of EASE, as `evaluation.blend` chose it."""
+    """cos(u, v) + w_m (x B)_item: the market model with the linear part that `evaluation.blend` chose."""
 
     cosine: CosineScorer
     ease: EaseScorer | None
-    """None for a model that was trained without EASE's share: w_m = 0 everywhere."""
+    """None for a model that was trained without a linear part: w_m = 0 everywhere."""
     name: str = "m3rec"
 
     def score(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> Scores:
@@ -171,9 +172,14 @@ class M3RecScorer:
 
 
 def published_scorer(model: str, ease: str) -> M3RecScorer:
-    """The complete model from the folders of the tables `model` and `ease`."""
-    blended = (Path(model) / "ease_weights.npy").is_file()
-    return M3RecScorer(CosineScorer(model), EaseScorer(ease) if blended else None)
+    """The complete model from the folders of the tables `model` and `ease`.
+
+    The linear part is the one that the model brings, or else B of `ease`.
+    """
+    if not (Path(model) / "ease_weights.npy").is_file():
+        return M3RecScorer(CosineScorer(model), None)
+    own = Path(model) / LINEAR
+    return M3RecScorer(CosineScorer(model), EaseScorer(str(own) if own.is_dir() else ease))
 
 
 def _bought(history: sp.csr_matrix) -> tuple[sp.csr_matrix, NDArray[np.intp]]:

@@ -112,6 +112,7 @@ def stage_keys(config: Config, source: str) -> dict[str, str]:
         "pretrain": (
             config.gram.model_dump(exclude={"pairs_per_task"}),
             config.ease.model_dump(exclude={"memory_gb"}),
+            config.linear,
             config.walks.model_dump(exclude={"engine"}),
             config.skipgram,
         ),

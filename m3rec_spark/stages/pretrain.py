@@ -21,7 +21,7 @@ from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
 from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.validation import validation_sample
 from m3rec_spark.paths import write_atomically
-from m3rec_spark.similarity import entries, gram, skipgram, walks
+from m3rec_spark.similarity import entries, gram, market_linear, skipgram, walks
 from m3rec_spark.similarity.probe import Probe, held_out_pairs
 from m3rec_spark.similarity.solvers import Machine
 from m3rec_spark.stages import solve, walk
@@ -54,6 +54,8 @@ def run(context: Context) -> None:
         _publish_gram(context, arrays, report)
     with _timed("ease", report):  # its memory is given back when the step ends
         similarity = _similarity(context, arrays, machine, chosen, report)
+    with _timed("linear", report):
+        _publish_linear(context, report)
     with _timed("walks", report):
         degrees = walk.publish_walks(context, arrays, machine, report)
     with _timed("skipgram", report):
@@ -149,6 +151,29 @@ def _similarity(
         solve.publish_similarity(context, arrays, machine, chosen)
     context.workspace.clear_resumable("sweep")  # also what a run by another solver left there
     return solve.read_similarity(context, arrays.n_items, report)
+
+
+def _publish_linear(context: Context, report: Report) -> None:
+    """The markets' own linear models."""
+    settings, workspace = context.config.linear, context.workspace
+    if context.is_fresh("linear"):
+        log.info("linear: kept from the run before")
+    else:
+        facts: Report = {"others": list(settings.others)}
+        with workspace.publishing("linear", context.key, extra=facts) as folder:
+            facts["linear_entries"], facts["linear_restless"] = market_linear.write_market_models(
+                context.spark(), workspace.folder("gram"), workspace.folder("arrays"), folder,
+                weights=solve.market_weights(context), others=settings.others, l1=settings.l1, l2=settings.l2,
+            )  # fmt: skip
+            (folder / "linear.json").write_text(json.dumps(settings.model_dump()), encoding="utf-8")
+    facts = workspace.facts("linear")
+    report |= {name: facts[name] for name in ("linear_entries", "linear_restless")}
+    if facts["linear_restless"]:
+        log.warning("linear: %d columns stopped before they came to rest", facts["linear_restless"])
+    log.info(
+        "linear: %d entries in models of the markets' own, the others weighing %s", facts["linear_entries"],
+        ", ".join(f"{weight:g}" for weight in facts["others"]) or "nothing: none is made",
+    )  # fmt: skip
 
 
 def _publish_item_vectors(

@@ -22,16 +22,16 @@ from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores
 from m3rec_spark.models.catalogue import PAIR_MODELS, build
 from m3rec_spark.models.forec import Forec
-from m3rec_spark.models.slim import fit_slim
 from m3rec_spark.ranking.model_scorers import DotScorer, ModuleScorer, save_module
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, PopularityScorer, Scorer, published_scorer
 from m3rec_spark.similarity import ease
 from m3rec_spark.similarity.gram import dense_gram
 from m3rec_spark.similarity.skipgram import fit_item_vectors
+from m3rec_spark.similarity.slim import fit_slim
 from m3rec_spark.similarity.walk_graph import item_weights
 from m3rec_spark.similarity.walks import walk_matrix
 from m3rec_spark.similarity.weights import MarketItems, publish_sparse
-from m3rec_spark.stages.market_model import add_ease_shares, batch_loss, build_model, epoch_batches
+from m3rec_spark.stages.market_model import add_linear, batch_loss, build_model, epoch_batches
 from m3rec_spark.tables import Workspace
 from m3rec_spark.training.export import export_model
 from m3rec_spark.training.loop import TrainState, fit, optimizers
@@ -158,8 +158,7 @@ def train_m3rec(bench: Bench, settings: Settings, seed: int, folder: Path) -> Fa
         seconds=bench.seconds,
     )  # fmt: skip
     export_model(model, folder, options.model_dump(mode="json"), state.best_epoch)
-    shares = add_ease_shares(options, bench.workspace, folder, arrays, bench.sample)
-    return _told(state) | {"ease_weights": shares}
+    return _told(state) | add_linear(options, bench.workspace, folder, arrays, bench.sample)
 
 
 def _fit(bench: Bench, model: Any, options: Train, by_lists: bool) -> Facts:
@@ -212,7 +211,7 @@ def popularity_scorer(bench: Bench, folder: Path, name: str) -> Scorer:
 
 
 def m3rec_scorer(bench: Bench, folder: Path, name: str) -> Scorer:
-    """Cosine and share of EASE."""
+    """Cosine and linear part."""
     found = published_scorer(str(folder), str(bench.workspace.folder("ease")))
     return dataclasses.replace(found, name=name)
 

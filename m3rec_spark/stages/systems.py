@@ -64,7 +64,9 @@ def _closed(title: str, family: str, grid: tuple[Settings, ...], train: Recipe) 
     return System(title, family, grid, train, recipes.ease_scorer, seeded=False)
 
 
-_WALKS = _around({"epochs": 4}, {"epochs": 8}, {"window": 5}, {"learning_rate": 0.02})
+_WALKS = _around(
+    {"epochs": 4, "batch_walks": 128, "learning_rate": 0.02}, {"epochs": 8}, {"window": 5}, {"learning_rate": 0.05}
+)
 SYSTEMS: dict[str, System] = {
     "popularity": System(
         "Popularity", "Multi", ({},), recipes.train_popularity, recipes.popularity_scorer, seeded=False

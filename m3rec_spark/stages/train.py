@@ -16,7 +16,7 @@ from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores, va
 from m3rec_spark.models.m3rec import M3Rec
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.stages.context import Context
-from m3rec_spark.stages.market_model import add_ease_shares, batch_loss, build_model, epoch_batches
+from m3rec_spark.stages.market_model import add_linear, batch_loss, build_model, epoch_batches
 from m3rec_spark.tables import Workspace
 from m3rec_spark.training import checkpoint
 from m3rec_spark.training.curves import loss_curve
@@ -136,13 +136,13 @@ def _publish(context: Context, model: M3Rec, state: TrainState, arrays: MarketAr
     log.info("best epoch: %d of %d, validation NDCG@10 %.4f", state.best_epoch, state.epoch, state.best_score)
     with context.workspace.publishing("model", context.key) as folder:
         export_model(model, folder, settings.model_dump(mode="json"), state.best_epoch)
-        shares = add_ease_shares(settings, context.workspace, folder, arrays, sample)
+        linear = add_linear(settings, context.workspace, folder, arrays, sample)
     report = {
         "key": context.key,
         "settings": settings.model_dump(mode="json"),
         "best_epoch": state.best_epoch,
         "best_score": state.best_score,
-        "ease_weights": shares,
+        **linear,
         "epochs": state.history,
     }
     write_atomically(context.workspace.root / REPORT, json.dumps(report, indent=1).encode())

@@ -51,11 +51,22 @@ def test_each_market_gets_the_share_that_ranks_its_positive_best() -> None:
     # 1 + 0.8 * 5 = 5 > 3 wins. Market 1: the cosine is right, ease would spoil it. Market 2: nobody to judge.
     cosine = Fixed(((1, 2, 3), (3, 2, 1), (1, 2, 3)))
     ease = Fixed(((5, 0, 0), (0, 5, 5), (5, 0, 0)))
-    chosen = choose_weights(cosine, ease, shop(), sample([0, 1]), (0.0, 0.4, 0.8, 1.6))
-    np.testing.assert_array_equal(chosen, np.array([0.8, 0.0, 0.0], np.float32))  # 0.8 before the equal 1.6
+    _, weights = choose_weights(cosine, [ease], shop(), sample([0, 1]), (0.0, 0.4, 0.8, 1.6))
+    np.testing.assert_array_equal(weights, np.array([0.8, 0.0, 0.0], np.float32))  # 0.8 before the equal 1.6
+
+
+def test_each_market_gets_the_linear_model_that_ranks_its_positive_best() -> None:
+    """Market 0: only the second has the positive first. Market 1: both have, the first stays. Market 2: nobody."""
+    cosine = Fixed(((1, 2, 3),) * 3)
+    first, second = Fixed(((0, 9, 0), (9, 0, 0), (0, 9, 0))), Fixed(((9, 0, 0),) * 3)
+    chosen, weights = choose_weights(cosine, [first, second], shop(), sample([0, 1]), (0.0, 1.0))
+    assert chosen.tolist() == [1, 0, 0]
+    assert weights.tolist() == [1.0, 1.0, 0.0]
 
 
 def test_only_the_candidates_count() -> None:
     lists = sample([0]).set_column(3, "negatives", pa.array([[1]], pa.list_(pa.int32())))
     cosine, ease = Fixed(((1, 0, 9), (0,) * 3, (0,) * 3)), Fixed(((9, 0, 0), (0,) * 3, (0,) * 3))
-    assert choose_weights(cosine, ease, shop(), lists, (0.0, 1.6))[0] == 0.0  # item 2 is no candidate: nothing to mend
+    assert (
+        choose_weights(cosine, [ease], shop(), lists, (0.0, 1.6))[1][0] == 0.0
+    )  # item 2 is no candidate: nothing to mend

@@ -15,9 +15,10 @@ from m3rec_spark.ranking.recommender import Request
 from m3rec_spark.tables import Workspace
 
 
-@pytest.fixture
-def packed(tmp_path: Path) -> tuple[Workspace, Path]:
-    workspace, folder = publish_served(tmp_path / "w"), tmp_path / "bundle"
+@pytest.fixture(params=["ease", "own"])
+def packed(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Workspace, Path]:
+    """With a share of EASE, and with linear models of the markets' own."""
+    workspace, folder = publish_served(tmp_path / "w", own=request.param == "own"), tmp_path / "bundle"
     folder.mkdir()
     pack(workspace, folder, {"key": "abc"})
     return workspace, folder
@@ -29,12 +30,15 @@ def test_a_bundle_answers_as_its_workspace_does(packed: tuple[Workspace, Path], 
     tables = open_places(lay_out(workspace, tmp_path / "places"))
     requests = [Request(m, f"u{k}", explain=True) for m in ("a", "b", "ü") for k in range(3)]
     requests += [Request("zz", history=["i 3"], only=["i 4", "i 5"]), Request("a", history=["i 20"])]
-    assert open_bundle(folder).recommend(requests) == tables.recommend(requests)
+    answers = open_bundle(folder).recommend(requests)
+    assert answers == tables.recommend(requests)
+    shared = [reason for answer in answers for reason in answer.reasons or []]
+    assert shared  # the reasons are worked out of the linear part too
     assert read_header(folder)["facts"] == {"key": "abc"}
 
 
 def test_b_goes_along_only_where_it_has_a_share(packed: tuple[Workspace, Path]) -> None:
-    assert sorted(place.name for place in (packed[1] / "ease").iterdir()) == ["market-00000", "market-00001"]
+    assert sorted(place.stem for place in (packed[1] / "ease").iterdir()) == ["market-00000", "market-00001"]
 
 
 @pytest.mark.parametrize("damage", ["absent", "short", "format", "header", "json"])

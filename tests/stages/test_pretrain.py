@@ -74,8 +74,8 @@ def train_matrix(workspace: Workspace) -> np.ndarray:
 def test_everything_is_published(done: tuple[Workspace, Recorder]) -> None:
     workspace, _ = done
     tables = [name for name, table in TABLES.items() if table.stage == "pretrain"]
-    assert tables == ["gram", "ease", "similarity", "walks", "item_vectors"]
-    assert [workspace.state(name, KEY) for name in tables] == ["fresh"] * 5
+    assert tables == ["gram", "ease", "linear", "similarity", "walks", "item_vectors"]
+    assert [workspace.state(name, KEY) for name in tables] == ["fresh"] * 6
 
 
 def test_gram_counts_train_pairs_only(done: tuple[Workspace, Recorder]) -> None:
@@ -86,6 +86,28 @@ def test_gram_counts_train_pairs_only(done: tuple[Workspace, Recorder]) -> None:
     np.add.at(found, (gram["item_a"].to_numpy(), gram["item_b"].to_numpy()), gram["count"].to_numpy())
     np.testing.assert_array_equal(found, np.triu(X.T @ X))
     assert len(set(gram["market"].to_pylist())) == 3
+
+
+def test_linear_models_are_eq_2_on_the_weighted_grams(done: tuple[Workspace, Recorder]) -> None:
+    """The slope of the objective is 0 where an entry is positive, and not negative elsewhere; for every omega."""
+    workspace, _ = done
+    arrays, X, settings = open_arrays(workspace.folder("arrays")), train_matrix(workspace), load().linear
+    rows = np.repeat(np.arange(3), np.diff(arrays.user_offsets))
+    for number, others in enumerate(settings.others):
+        for market in range(3):
+            items = arrays.slot_items[arrays.market_slots(market)]
+            heard = X[:, items] * np.sqrt(np.where(rows == market, 1.0, others))[:, None]
+            A, folder = heard.T @ heard, workspace.folder("linear") / f"others-{number:02d}"
+            B = market_rows(str(folder), market)(np.arange(len(items))).toarray().astype(float)
+            slope = 2 * (A @ B - A) + settings.l1 + 2 * settings.l2 * B
+            np.fill_diagonal(slope, 0)
+            assert (np.diag(B) == 0).all()
+            assert B.min() >= 0
+            assert np.abs(slope[B > 0]).max(initial=0) < 0.02  # entries rest within 1e-4
+            assert slope.min() > -0.02
+    report = json.loads((workspace.root / pretrain.REPORT).read_text())
+    assert report["linear_restless"] == 0
+    assert report["linear_entries"] > 0
 
 
 def by_hand(workspace: Workspace, market_weights: dict[int, float] | None = None) -> np.ndarray:
@@ -385,7 +407,8 @@ def test_report_and_metrics(done: tuple[Workspace, Recorder]) -> None:
     assert len(report["skipgram_losses"]) == 2
     assert report["skipgram_auc"] == tracker.logged["skipgram/auc"]
     assert all(0 < auc < 1 for auc in report["skipgram_auc"])
-    assert set(report["seconds"]) == set(report["bytes"]) | {"gram"} == {"gram", "ease", "walks", "skipgram"}
+    assert set(report["seconds"]) == set(report["bytes"]) | {"gram", "linear"}
+    assert set(report["bytes"]) == {"ease", "walks", "skipgram"}
     assert tracker.logged["pretrain/ease_seconds"] == [report["seconds"]["ease"]]
     assert not list((workspace.root / "_scratch").iterdir())
 

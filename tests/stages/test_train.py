@@ -11,13 +11,14 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.numpy import load_file
-from small_workspace import publish_ease
+from small_workspace import publish_ease, publish_linear
 
 from m3rec_spark.config import load
 from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
 from m3rec_spark.errors import CheckpointError, MissingTableError, UsageError
 from m3rec_spark.models.m3rec import M3Rec
 from m3rec_spark.models.pairs import Pairs
+from m3rec_spark.ranking.scorers import EaseScorer, published_scorer
 from m3rec_spark.similarity.similarity_table import item_vectors
 from m3rec_spark.stages import train
 from m3rec_spark.stages.context import Context
@@ -95,6 +96,7 @@ def _publish_tables(workspace: Workspace, rows: np.ndarray, held: list[tuple]) -
     b = np.zeros((ITEMS, ITEMS), np.float32)
     b[tuple(np.array([row[:2] for row in near]).T)] = 0.2
     publish_ease(workspace, b)
+    publish_linear(workspace, {0.0: b, 0.5: np.zeros_like(b)})
     names = ("market", "user", "positive", "half", "negatives")
     _write(workspace, "candidates", [{**dict(zip(names, row, strict=True)), "cold": False} for row in held])
     counts = dict.fromkeys(("users", "items", "train_rows", "train", "valid", "test", "shared_items"), 1)
@@ -120,7 +122,7 @@ def run(workspace: Workspace, *overrides: str, key: str = KEY, resume: bool = Fa
 
 
 def published(workspace: Workspace) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in workspace.folder("model").iterdir()}
+    return {file.name: file.read_bytes() for file in workspace.folder("model").iterdir() if file.is_file()}
 
 
 def test_the_model_folder_serves_the_users_of_the_paper(workspace: Workspace) -> None:
@@ -245,10 +247,25 @@ def test_a_missing_table_names_the_stage(workspace: Workspace) -> None:
         run(workspace)
 
 
+def test_the_linear_part_goes_with_the_model(workspace: Workspace) -> None:
+    """The first of the two linear models is the better one, as the other says nothing."""
+    run(workspace, "train.epochs=1", "train.ease_weights=[40.0]")
+    model = workspace.folder("model")
+    assert np.load(model / "ease_weights.npy").tolist() == [40.0] * 2
+    report = json.loads((workspace.root / "reports/train.json").read_text())
+    assert (report["ease_weights"], report["linear_others"]) == ([40.0, 40.0], [0.0, 0.0])
+    for name in ("market-00000.npz", "market-00001.npz"):
+        assert (model / "linear" / name).read_bytes() == (workspace.folder("linear") / "others-00" / name).read_bytes()
+    scorer = published_scorer(str(model), str(workspace.folder("ease")))
+    assert scorer.ease == EaseScorer(str(model / "linear"))
+
+
 def test_the_share_of_ease_goes_with_the_model(workspace: Workspace) -> None:
-    run(workspace, "train.epochs=1", "train.ease_weights=[0.4]")
+    run(workspace, "train.epochs=1", "train.linear=ease", "train.ease_weights=[0.4]")
     assert np.load(workspace.folder("model") / "ease_weights.npy").tolist() == [np.float32(0.4)] * 2
     assert json.loads((workspace.root / "reports/train.json").read_text())["ease_weights"] == [0.4, 0.4]
+    scorer = published_scorer(str(workspace.folder("model")), str(workspace.folder("ease")))
+    assert scorer.ease == EaseScorer(str(workspace.folder("ease")))
     for without in ("train.ease_weights=[]", "train.intra=false"):
         run(workspace, "train.epochs=1", without)
         assert not (workspace.folder("model") / "ease_weights.npy").exists()

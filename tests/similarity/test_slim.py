@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from m3rec_spark.errors import UsageError
-from m3rec_spark.models.slim import fit_slim
+from m3rec_spark.similarity.slim import fit_slim
 
 
 def test_two_items_by_hand() -> None:

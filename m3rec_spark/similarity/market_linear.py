@@ -1,0 +1,98 @@
+"""A linear item model of every market's own (paper, eq. 1 and 2), in which the other markets' shoppers weigh less.
+
+    A^(m) = w_m A_m + omega sum_{k != m} w_k A_k,  on the items that m sells;   B^(m): eq. 2 on A^(m)  (slim.py)
+
+omega = 0 listens to the market alone, omega = 1 to all alike; several are solved, and the validation half of the market
+chooses. B^(m) is not negative and sparse: a few percent of the entries of eq. 4.
+Cost: a Spark task for every market and omega, each that of slim.py on the cells of the Gram it reads, 24 bytes a cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+from pyspark.sql import SparkSession
+from scipy import sparse
+
+from m3rec_spark.data.arrays import MarketArrays, open_arrays
+from m3rec_spark.paths import replacing
+from m3rec_spark.similarity.slim import fit_slim
+from m3rec_spark.similarity.tasks import run_tasks
+
+
+def others_folder(folder: str | Path, number: int) -> Path:
+    """Where the models of the omega with this number are: market-<m>.npz, as `market_rows` reads them."""
+    return Path(folder) / f"others-{number:02d}"
+
+
+def write_market_models(
+    spark: SparkSession,
+    gram_folder: str | Path,
+    arrays_folder: str | Path,
+    folder: str | Path,
+    *,
+    weights: NDArray[np.float64],
+    others: Sequence[float],
+    l1: float,
+    l2: float,
+) -> tuple[int, int]:
+    """B^(m) of every market for every omega; gives their entries and how many columns had not come to rest.
+
+    Args:
+        spark: the session.
+        gram_folder: of the table GRAM, on a path that all workers share, as are the other folders.
+        arrays_folder: of MarketArrays.
+        folder: an existing one to fill.
+        weights: (M,) w_m.
+        others: omegas.
+        l1: weight of the sum of B in eq. 2.
+        l2: its ridge weight.
+    """
+    arrays = open_arrays(Path(arrays_folder))
+    gram, histories, target, markets = str(gram_folder), str(arrays_folder), str(folder), arrays.n_markets
+    for number in range(len(others)):
+        others_folder(target, number).mkdir()
+
+    def solve(task: int) -> list[int]:
+        number, market = divmod(task, markets)
+        given = np.where(np.arange(markets) == market, weights, others[number] * weights)
+        A = market_gram(gram, open_arrays(Path(histories)), market, given)
+        found, restless = fit_slim(A, l1, l2)
+        with replacing(others_folder(target, number) / f"market-{market:05d}.npz") as temporary:
+            with open(temporary, "wb") as file:
+                sparse.save_npz(file, found)
+        return [int(found.nnz), restless]
+
+    done = run_tasks(spark, markets * len(others), solve)
+    return sum(entries for entries, _ in done), sum(restless for _, restless in done)
+
+
+def market_gram(gram: str, arrays: MarketArrays, market: int, weights: NDArray[np.float64]) -> sparse.csr_matrix:
+    """(items of the market)^2: the sum of the markets' weighted Grams, all of it."""
+    items = arrays.slot_items[arrays.market_slots(market)]
+    place = np.full(arrays.n_items, -1, np.int32)
+    place[items] = np.arange(len(items), dtype=np.int32)
+    parts = list(_cells(gram, place, weights))
+    rows, columns, counts = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else _nothing()
+    upper = sparse.coo_matrix((counts, (rows, columns)), shape=(len(items),) * 2).tocsr()
+    return sparse.csr_matrix(upper + sparse.triu(upper, 1).T)
+
+
+def _cells(
+    gram: str, place: NDArray[np.int32], weights: NDArray[np.float64]
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]]]:
+    """Local rows and columns, and weighted counts, of the cells between items that have a place."""
+    heard = ds.field("market").isin(np.flatnonzero(weights).tolist())
+    for batch in ds.dataset(gram, format="parquet").to_batches(filter=heard, use_threads=False):
+        market, item_a, item_b, count = (batch[name].to_numpy() for name in ("market", "item_a", "item_b", "count"))
+        a, b = place[item_a], place[item_b]
+        kept = (a >= 0) & (b >= 0)
+        yield a[kept], b[kept], (weights[market] * count)[kept]
+
+
+def _nothing() -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]]:
+    return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0)

@@ -1,0 +1,104 @@
+"""Cells of the tables of a report made by hand."""
+
+from __future__ import annotations
+
+import pytest
+from small_report import GUEST, small_report
+
+from m3rec_spark.evaluation.tables import (
+    aligned,
+    group_table,
+    markets_of,
+    names_of,
+    stars,
+    system_table,
+    table_2,
+    transfer_table,
+)
+
+REPORT = small_report()
+
+
+def test_rows_and_columns() -> None:
+    assert markets_of(REPORT) == ["<de>", "a & b", "mean"]
+    assert names_of(REPORT, "standard") == ["ease", "neumf", "m3rec", GUEST]  # the variant has a table of its own
+
+
+def test_system_table() -> None:
+    table = system_table(REPORT, "standard", "mrr", [*names_of(REPORT, "standard"), "m3rec_without_both", "absent"])
+    assert table == [
+        ["system", "data", "seeds", "<de>", "a & b", "mean"],
+        ["EASE^R", "Mix", "1", "20.0*", "30.0***", "25.0"],
+        ["NeuMF", "Mix", "3", "-", "10.0±0.4**", "12.5±0.4"],
+        ["M3Rec", "Multi", "5", "30.0±1.2", "42.6±1.2", "36.3±1.2"],
+        [GUEST, "external", "1", "4.0", "50.0+", "27.0"],
+        ["M3Rec w/o both", "Multi", "5", "25.0±0.2", "35.0±0.2", "30.0±0.2"],
+        ["absent", "external", "0", "-", "-", "-"],
+    ]
+
+
+def test_the_other_contract_has_its_own_values_and_no_stars() -> None:
+    table = system_table(REPORT, "paper-like", "mrr", ["ease", "neumf"])
+    assert [row[3:] for row in table[1:]] == [["10.0", "15.0", "12.5"], ["7.5±0.4", "5.0±0.4", "6.2±0.4"]]
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "mark"),
+    [
+        (0.1, 0.0009, "***"), (0.1, 0.001, "**"), (0.1, 0.01, "*"), (0.1, 0.05, ""), (0.1, None, ""),
+        (-0.1, 0.0009, "+"), (-0.1, 0.049, "+"), (-0.1, 0.05, ""),
+    ],
+)  # fmt: skip
+def test_stars(difference: float, p: float | None, mark: str) -> None:
+    test = {"contract": "c", "metric": "mrr", "other": "x", "market": "m", "difference": difference, "p_holm": p}
+    assert stars({"tests": [test]}, "c", "mrr", "x", "m") == mark
+    for other in (("d", "mrr", "x", "m"), ("c", "hr_10", "x", "m"), ("c", "mrr", "y", "m"), ("c", "mrr", "x", "n")):
+        assert stars({"tests": [test]}, *other) == ""
+
+
+def test_group_table() -> None:
+    assert group_table(REPORT, "standard", "item", ["m3rec", "ease", "neumf"]) == [
+        ["group", "system", "<de>", "a & b"],
+        ["market-specific", "EASE^R", "12.5 (3)", "-"],
+        ["overlapped", "M3Rec", "25.0 (8)", "50.0 (70)"],
+        ["overlapped", "EASE^R", "-", "45.7 (70)"],
+    ]
+    assert group_table(REPORT, "paper-like", "item", ["m3rec"]) == [["group", "system"]]
+
+
+def test_groups_are_in_the_order_of_their_numbers() -> None:
+    of = {kind: group_table(REPORT, "standard", kind, ["m3rec"])[1:] for kind in ("history", "popularity")}
+    assert [row[0] for row in of["history"]] == ["1-4 items", "5-9 items", "10 and more"]
+    assert [row[0] for row in of["popularity"]] == ["cold", "5-19 pairs", "20 pairs and more"]
+
+
+def test_transfer_table() -> None:
+    assert transfer_table(REPORT) == [
+        ["with the data of", "for <de>", "for a & b"],
+        ["others", "-", "+2.0 [-1.0, +5.0]"],
+        ["<de>", "-", "+3.1 [+1.0, +5.2]*"],
+        ["a & b", "-1.1 [-2.0, -0.2]*", "-"],
+    ]
+
+
+def test_text() -> None:
+    text = table_2(REPORT)
+    heads = [line for line in text.splitlines() if "test half" in line]
+    assert heads == [
+        f"{metric} x 100, test half, contract {contract}"
+        for contract in ("standard", "paper-like")
+        for metric in ("NDCG@10", "MRR@10", "HR@10")
+    ]
+    first = text.split("\n\n")[1].splitlines()
+    assert first[1:] == [
+        "system          data      seeds  <de>      a & b       mean",
+        "EASE^R          Mix       1      20.0*     30.0***     25.0",
+        "NeuMF           Mix       3      -         10.0±0.4**  12.5±0.4",
+        "M3Rec           Multi     5      30.0±1.2  42.6±1.2    36.3±1.2",
+        "theirs <b>&     external  1      4.0       50.0+       27.0",
+        "M3Rec w/o both  Multi     5      25.0±0.2  35.0±0.2    30.0±0.2",
+    ]
+
+
+def test_aligned() -> None:
+    assert aligned([["a", "bcd", "e"], ["fgh", "", "i"], ["j", "k", ""]]) == ["a    bcd  e", "fgh       i", "j    k"]

@@ -1,0 +1,157 @@
+"""The comparison on a small generated shop, by the real stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+
+from m3rec_spark.cli import main
+from m3rec_spark.config import Config, load
+from m3rec_spark.data.arrays import open_arrays
+from m3rec_spark.errors import DataError, UsageError
+from m3rec_spark.ranking.scorers import EaseScorer
+from m3rec_spark.stages import compare
+from m3rec_spark.stages.compare_runs import Run, select
+from m3rec_spark.stages.pipeline import after, run_stages
+from m3rec_spark.tables import Workspace
+
+MODELS = ["popularity", "lightgcn", "neumf", "slim", "ease", "m3rec", "m3rec_without_both", "forec"]
+SETTINGS = [
+    "source.format=demo", "demo.scale=0.03", "demo.groups=4", "candidates.negatives=40", "tracking.enabled=false",
+    "walks.per_item=2", "walks.length=8", "skipgram.dimension=8", "skipgram.epochs=1", "skipgram.batch_walks=64",
+    "skipgram.shared=32", "train.epochs=2", "train.batch_size=256", "train.shared_negatives=32", "train.device=cpu",
+    f"compare.models={MODELS}", "compare.seeds=2", "compare.trials=2", "compare.trial_seconds=60", "compare.epochs=2",
+]  # fmt: skip
+
+
+def configured(*more: str) -> Config:
+    return load(None, [*SETTINGS, *more])
+
+
+@pytest.fixture(scope="module")
+def compared(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("compare"))
+    run_stages(("prepare", "pretrain"), configured(), workspace)
+    after("pretrain", "compare", configured(), workspace, compare.run)
+    return workspace
+
+
+def report_of(workspace: Workspace) -> dict:
+    return json.loads((workspace.root / compare.REPORT).read_text(encoding="utf-8"))
+
+
+def test_the_report_has_all_systems_and_both_contracts(compared: Workspace) -> None:
+    report = report_of(compared)
+    assert [one["name"] for one in report["contracts"]] == ["standard", "paper-like"]
+    assert report["contracts"][0]["sha256"] != report["contracts"][1]["sha256"]
+    seeds = {(row["model"], row["contract"]): row["seeds"] for row in report["means"]}
+    assert {model for model, _ in seeds} == set(MODELS)
+    assert {model for model, contract in seeds if seeds[model, contract] == 1} == {"popularity", "slim", "ease"}
+    assert {row["split"] for row in report["means"]} == {"test", "all"}  # nothing but the test half is ranked
+    assert all(0 <= row["value"] <= 1 for row in report["means"])
+    assert {test["other"] for test in report["tests"]} == set(MODELS) - {"m3rec"}
+    assert {row["kind"] for row in report["groups"]} == {"item", "popularity", "history"}
+
+
+def test_means_are_those_of_the_seeds(compared: Workspace) -> None:
+    report = report_of(compared)
+    key = {"model": "neumf", "market": "M1", "split": "test", "metric": "ndcg_10", "contract": "standard"}
+    seeds = [row["value"] for row in report["rows"] if key.items() <= row.items()]
+    (mean,) = (row for row in report["means"] if key.items() <= row.items())
+    assert len(seeds) == 2
+    assert mean["value"] == pytest.approx(np.mean(seeds))
+    assert mean["spread"] == pytest.approx(np.std(seeds, ddof=1))
+
+
+def test_settings_are_chosen_by_validation(compared: Workspace) -> None:
+    report = report_of(compared)
+    for model in ("lightgcn", "neumf", "slim"):
+        trials = [trial for trial in report["trials"] if trial["model"] == model]
+        assert len(trials) == 2
+        best = max(trials, key=lambda trial: trial["valid_ndcg_10"])
+        assert all(run["settings"] == best["settings"] for run in report["runs"] if run["model"] == model)
+
+
+def test_the_test_half_chooses_nothing() -> None:
+    run = Run("ease", {}, 0, Path(), {"valid_ndcg_10": 0.5})
+    assert select([run]) is run
+    with pytest.raises(UsageError, match="validation half, got 'test'"):
+        select([run], half="test")
+
+
+def test_a_cut_comparison_trains_only_what_is_missing(compared: Workspace) -> None:
+    (folder,) = (compared.root / "compare").iterdir()
+    results = {place: place.stat().st_mtime_ns for place in sorted(folder.glob("*/result.json"))}
+    lost = next(place for place in results if place.parent.name.startswith("slim"))
+    before = report_of(compared)["means"]
+    lost.unlink()
+    after("pretrain", "compare", configured(), compared, compare.run)
+    assert [place for place, time in results.items() if place.stat().st_mtime_ns != time] == [lost]
+    assert report_of(compared)["means"] == before
+
+
+def test_the_page_is_one_file(compared: Workspace) -> None:
+    page = (compared.root / compare.PAGE).read_text(encoding="utf-8")
+    assert "LightGCN" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_transfer_is_between_all_markets(compared: Workspace) -> None:
+    rows = report_of(compared)["transfer"]
+    markets = {"M1", "M2", "M3", "M4", "M5"}
+    assert {(row["helper"], row["market"]) for row in rows} == {
+        (helper, market) for helper in markets | {"others"} for market in markets if helper != market
+    }
+
+
+def test_scores_of_another_system_are_a_row(compared: Workspace, tmp_path: Path) -> None:
+    """EASE's own scores, given as a table: the row is EASE's, among the candidates and among all items."""
+    arrays = open_arrays(compared.folder("arrays"))
+    scorer = EaseScorer(str(compared.folder("ease")))
+    names = {name: compared.read_arrow(name).to_pandas() for name in ("markets", "users", "items")}
+    markets, items = names["markets"].set_index("market")["market_id"], names["items"].set_index("item")["item_id"]
+    users = names["users"].set_index(["market", "user"])["user_id"]
+    small = ("compare.models=[ease, m3rec]", "compare.trials=1", "compare.seeds=1")
+    parts = []
+    for market in range(arrays.n_markets):
+        every = np.arange(arrays.user_offsets[market + 1] - arrays.user_offsets[market], dtype=np.int32)
+        scores = scorer.score(arrays, market, every)
+        own = items.loc[arrays.slot_items[arrays.market_slots(market)]].to_numpy()
+        ids = users.loc[[(market, user) for user in every]].to_numpy()
+        columns = {"market": np.full(scores.size, markets[market]), "user_id": np.repeat(ids, len(own))}
+        columns |= {"item_id": np.tile(own, len(ids)), "score": scores.ravel().astype(float)}
+        parts.append(pa.table(columns))
+    pq.write_table(pa.concat_tables(parts), tmp_path / "theirs.parquet")
+    config = configured(*small, f"compare.scores={{theirs: {tmp_path}/theirs.parquet}}")
+    after("pretrain", "compare", config, compared, compare.run)
+    report = report_of(compared)
+    rows = {(r["model"], r["contract"], r["market"], r["metric"]): r["value"] for r in report["means"]}
+    for (model, *key), value in rows.items():
+        if model == "theirs":
+            assert value == pytest.approx(rows[("ease", *key)], abs=1e-12), key
+    assert report["unscored"] == {"standard/theirs": 0, "paper-like/theirs": 0}
+
+    test = compared.read_arrow("candidates").to_pandas().query("half == 'test'").iloc[0]
+    absent = users[test["market"], test["user"]]
+    fewer = pq.read_table(tmp_path / "theirs.parquet").to_pandas().query("user_id != @absent")
+    fewer.to_csv(tmp_path / "fewer.csv", index=False)
+    with pytest.raises(DataError, match=f"1 of .* have none, as user {absent}"):
+        after(
+            "pretrain",
+            "compare",
+            configured(*small, f"compare.scores={{fewer: {tmp_path}/fewer.csv}}"),
+            compared,
+            compare.run,
+        )
+
+
+def test_an_unknown_system_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--models", "ease,svdpp"]) == 2
+    assert "svdpp" in capsys.readouterr().err
