@@ -122,10 +122,12 @@ def _bars(report: Report, contract: str, names: Sequence[str]) -> str:
     for g, market in enumerate(markets):
         x = left + g * group + 6
         marks.append(_text(x + group / 2 - 9, height + 34, market, "middle"))
-        x += (group - 18 - bar * len(names)) / 2  # in the middle of a broad name
+        first = x + (group - 18 - bar * len(names)) / 2  # in the middle of a broad name
         for b, name in enumerate(names):
             if row := found.get((name, market)):
-                marks.append(_bar(x + b * bar, bar, row, highest, height, _colour(report, name), title(report, name)))
+                marks.append(
+                    _bar(first + b * bar, bar, row, highest, height, _colour(report, name), title(report, name))
+                )
     return _svg(width, height + 44, marks) + _legend(report, names)
 
 

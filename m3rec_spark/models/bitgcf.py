@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3rec_spark.models.layout import Layout
 from m3rec_spark.models.lightgcn import bipartite, normalised_adjacency
 from m3rec_spark.models.neumf import PairScores
-from m3rec_spark.models.pair_loss import by_market, cross_entropy
+from m3rec_spark.models.pair_loss import cross_entropy, whole_batch
 from m3rec_spark.models.pairs import Pairs
 from m3rec_spark.models.sparse import SparseProduct
 
@@ -54,14 +55,11 @@ class BiTGCF(nn.Module):
     def loss(self, pairs: Pairs) -> Tensor:
         """Cross-entropy and the penalty, mean over the pairs."""
         users, items = self.vectors()
-        total = users.new_zeros(())
-        for _, rows, slots in by_market(self.layout, pairs):
-            total = total + cross_entropy((users[rows][:, None] @ items[slots].transpose(1, 2))[:, 0])
-            own = (
-                self.start[rows].square().sum() + self.start[self.layout.n_rows + slots].square().sum() / slots.shape[1]
-            )
-            total = total + self.l2 * own
-        return total / len(pairs.rows)
+        rows, slots = whole_batch(pairs)
+        user, item = F.embedding(rows, users), F.embedding(slots, items)
+        own = F.embedding(rows, self.start).square().sum()
+        own = own + F.embedding(self.layout.n_rows + slots, self.start).square().sum() / slots.shape[1]
+        return (cross_entropy((item @ user[:, :, None])[..., 0]) + self.l2 * own) / len(rows)
 
     def scorer(self) -> PairScores:
         """Scores of the model as it stands; the propagation is done once."""

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3rec_spark.models.layout import Layout
 from m3rec_spark.models.neumf import PairScores
-from m3rec_spark.models.pair_loss import bpr, by_market
+from m3rec_spark.models.pair_loss import bpr, whole_batch
 from m3rec_spark.models.pairs import Pairs
 from m3rec_spark.models.sparse import SparseProduct
 
@@ -47,15 +48,12 @@ class LightGCN(nn.Module):
     def loss(self, pairs: Pairs) -> Tensor:
         """BPR and the penalty, mean over the pairs."""
         users, items = self.vectors()
-        total = users.new_zeros(())
-        for _, rows, slots in by_market(self.layout, pairs):
-            index = self.layout.slot_item[slots]
-            total = total + bpr((users[rows][:, None] @ items[index].transpose(1, 2))[:, 0])
-            own = (
-                self.start[rows].square().sum() + self.start[self.layout.n_rows + index].square().sum() / index.shape[1]
-            )
-            total = total + self.l2 * own
-        return total / len(pairs.rows)
+        rows, slots = whole_batch(pairs)
+        index = self.layout.slot_item[slots]
+        user, item = F.embedding(rows, users), F.embedding(index, items)
+        own = F.embedding(rows, self.start).square().sum()
+        own = own + F.embedding(self.layout.n_rows + index, self.start).square().sum() / index.shape[1]
+        return (bpr((item @ user[:, :, None])[..., 0]) + self.l2 * own) / len(rows)
 
     def scorer(self) -> PairScores:
         """Scores of the model as it stands; the propagation is done once."""

@@ -45,6 +45,11 @@ def by_market(layout: Layout, pairs: Pairs) -> Iterator[tuple[int, Tensor, Tenso
         yield int(layout.row_market[rows[0]]), rows, slots
 
 
+def whole_batch(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Rows (P,) and slots (P, 1 + K) of all markets: for models that need not know the market."""
+    return pairs.rows, torch.cat([pairs.positives[:, None], torch.cat(list(pairs.negatives))], dim=1)
+
+
 def pairwise_cross_entropy(model: PairModel, pairs: Pairs) -> Tensor:
     """The mean over all pairs of the batch of a model that is called market by market."""
     losses = [cross_entropy(model(*part)) for part in by_market(model.layout, pairs)]

@@ -2,7 +2,7 @@
 
 The score is linear in the history once |u| is known. With n history items whose row of B_m is not empty, and v at
 length one:
-    score(u, j) = sum_i [ (B V)_i'v_j / (n |u|) + w_m B_ij ]  +  U-Loca_u'v_j / |u|          eq. 10-12, and the linear part
+    score(u, j) = sum_i [ (B V)_i'v_j / (n |u|) + w_m B_ij ]  +  U-Loca_u'v_j / |u|        eq. 10-12, linear part
 Cost: h k d for h history items and k items explained; the support reads the shoppers of both items, from X by item.
 """
 

@@ -33,7 +33,7 @@ class System:
 _RIDGES = tuple({"lambda_f": float(value)} for value in (30, 20, 50, 10))
 _SPARSE = tuple({"l1": l1, "l2": l2} for l1, l2 in ((1.0, 30.0), (0.5, 30.0), (0.1, 30.0), (0.5, 10.0)))
 _PAIR: Settings = {
-    "dimension": 64, "widths": [128, 64], "dropout": 0.3, "negatives": 4, "learning_rate": 0.001, "batch_size": 1024,
+    "dimension": 64, "widths": [128, 64], "dropout": 0.3, "negatives": 4, "learning_rate": 0.003, "batch_size": 1024,
 }  # fmt: skip
 _GRAPH: Settings = {
     "dimension": 128, "layers": 2, "l2": 1e-4, "negatives": 4, "learning_rate": 0.005, "batch_size": 4096,
@@ -45,14 +45,14 @@ def _around(first: Settings, *changes: Settings) -> tuple[Settings, ...]:
 
 
 def _network(title: str, family: str, name: str, **more: Any) -> System:
-    changes: list[Settings] = [{"learning_rate": 0.003}, {"negatives": 10}, {"dimension": 128, "widths": [256, 128]}]
+    changes: list[Settings] = [{"learning_rate": 0.001}, {"negatives": 10}, {"dimension": 128, "widths": [256, 128]}]
     return System(
         title, family, _around({**_PAIR, **more}, *changes), recipes.train_module(name), recipes.module_scorer
     )
 
 
 def _graph(title: str, family: str, name: str, last: Settings, **more: Any) -> System:
-    grid = _around({**_GRAPH, **more}, {"layers": 3}, {"layers": 1}, last)
+    grid = _around({**_GRAPH, **more}, {"layers": 3}, {"learning_rate": 0.02}, last)
     return System(title, family, grid, recipes.train_module(name), recipes.dot_scorer)
 
 

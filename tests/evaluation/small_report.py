@@ -1,4 +1,4 @@
-"""A report of compare by hand: two contracts, two markets with names that HTML must escape, three systems and guests."""
+"""A report of compare by hand: two contracts, two markets, three systems, for the tests of tables and page."""
 
 from __future__ import annotations
 

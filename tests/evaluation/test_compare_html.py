@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -190,7 +191,7 @@ def inside(figure: ElementTree.Element) -> None:
         lines.setdefault(text.get("y", ""), []).append((start, start + length))
     for spans in lines.values():
         ordered = sorted(spans)
-        assert all(end <= start for (_, end), (start, _) in zip(ordered[:-1], ordered[1:], strict=True))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ordered))
 
 
 def with_long_names() -> dict[str, Any]:
