@@ -9,8 +9,8 @@ Where that is cheaper, step 1 inverts the side of a market's few users, X = sqrt
     P = X' (X_S X_S' + lambda I)^-1 X;    G_m^-1 = (I - P_SS) / lambda,    F_m = P_SO,    and to the border lambda P_OO.
 
 Cost: sum_m (s_m^3 + 3 s_m^2 o_m + s_m o_m^2 + 2 s_m o_m o) + o^3 flops, against (o + sum_m s_m)^3; two Spark jobs with
-a task a market, nothing shuffled. Numbers held by a task: s_m^2 + s_m o_m + o_m^2, then s_m^2 + o (s_m + o_m); by the
-driver: o^2; on disk: o^2 + sum_m (2 s_m^2 + s_m o_m + s_m o + o_m^2).
+a task a market, nothing shuffled. Numbers held by a task: s_m^2 + s_m o_m + o_m^2, then o s_m + max(o o_m, s_m^2); by
+the driver: o^2; on disk: o^2 + sum_m (2 s_m^2 + s_m o_m + s_m o + o_m^2).
 
 Notation: s_m = |S_m|; o = |O|; o_m items of O that market m sells: only those columns of E_m and F_m are kept.
 """
@@ -64,7 +64,8 @@ def market_cost(own: int, sold: int, shared: int, users: int, task_bytes: int | 
     fits = task_bytes is None or 8 * (held + of_users) <= task_bytes
     cheaper = users > 0 and by_users < by_items and fits
     held += of_users if cheaper else 0
-    return Cost((by_users if cheaper else by_items) + step_3, 8 * max(held, own**2 + shared * (own + sold)), cheaper)
+    step_3_held = shared * own + max(shared * sold, own**2)
+    return Cost((by_users if cheaper else by_items) + step_3, 8 * max(held, step_3_held), cheaper)
 
 
 def eliminate(

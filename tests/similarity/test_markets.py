@@ -212,7 +212,7 @@ def test_both_sides_agree(spark: SparkSession, tmp_path: Path, monkeypatch: pyte
 
 def test_cost_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """By items: 3^3 + 2 9 2 + 3 4, and H_m: 2 3 2 4; the most numbers: 4 (3 + 2). From 2 users: 2^3 + 5 2 (2 + 5)."""
-    assert markets.market_cost(own=3, sold=2, shared=4, users=0) == markets.Cost(75 + 66, 8 * (9 + 20), False)
+    assert markets.market_cost(own=3, sold=2, shared=4, users=0) == markets.Cost(75 + 66, 8 * (12 + 9), False)
     assert not markets.market_cost(own=3, sold=2, shared=4, users=2).by_users
     monkeypatch.setattr(markets, "_USER_FLOPS", 4.0)
     held = 3 * 5 + 4 + 25 + 2 * (2 + 10)
