@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from m3rec_spark.errors import UsageError, did_you_mean
 
@@ -251,6 +261,16 @@ class Compare(Section):
     scores: dict[str, str] = {}
     """Further rows: name -> CSV or Parquet of market, user_id, item_id, score for the users of the test half."""
     seed: NonNegativeInt = 42
+
+    @field_validator("scores")
+    @classmethod
+    def _names_are_free(cls, scores: dict[str, str]) -> dict[str, str]:
+        for name in scores:
+            if name in get_args(SystemName):
+                raise ValueError(f"'{name}' is a system of ours: give the row another name")
+            if not re.fullmatch(r"[A-Za-z0-9_.\- ]+", name):
+                raise ValueError(f"the name '{name}' may have letters, digits, _ . - and spaces only")
+        return scores
 
 
 class Recommend(Section):

@@ -24,6 +24,7 @@ from m3rec_spark.evaluation.comparison import (
     seeded_name,
 )
 from m3rec_spark.evaluation.metrics import METRICS, Row
+from m3rec_spark.evaluation.report import tracked_metrics
 from m3rec_spark.evaluation.score_table import read_scores, table_ranks
 from m3rec_spark.evaluation.tables import table_2
 from m3rec_spark.paths import write_atomically
@@ -140,14 +141,12 @@ def _plain(value: Any) -> Any:
 
 
 def _write(context: Context, report: Mapping[str, Any]) -> None:
-    root, text = context.workspace.root, table_2(report)
+    root, text, page = context.workspace.root, table_2(report), compare_page(report)
     write_atomically(root / REPORT, json.dumps(report, indent=1, allow_nan=False).encode())
     write_atomically(root / TEXT, text.encode())
-    write_atomically(root / PAGE, compare_page(report).encode())
+    write_atomically(root / PAGE, page.encode())
     context.tracker.json(dict(report), Path(REPORT).name)
-    figures = {
-        f"{row['contract']}/{row['model']}/{row['market']}/{row['metric']}": row["value"]
-        for row in report["means"]
-        if row["split"] == "test" and row["metric"] in METRICS
-    }
-    context.tracker.metrics(figures)
+    context.tracker.text(page, Path(PAGE).name)
+    for contract in (one["name"] for one in report["contracts"]):
+        rows = [row for row in report["means"] if row["contract"] == contract and row["metric"] in METRICS]
+        context.tracker.metrics({f"{contract}/{name}": value for name, value in tracked_metrics(rows).items()})

@@ -75,6 +75,10 @@ class Tracker:
         """A JSON-able value as an artifact."""
         self._do("log_dict", value, name)
 
+    def text(self, value: str, name: str) -> None:
+        """A text as an artifact, as a page."""
+        self._do("log_text", value, name)
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Tags of the run."""
         for key, value in values.items():

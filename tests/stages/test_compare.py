@@ -155,3 +155,12 @@ def test_scores_of_another_system_are_a_row(compared: Workspace, tmp_path: Path)
 def test_an_unknown_system_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--models", "ease,svdpp"]) == 2
     assert "svdpp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [("{ease: a.csv}", "'ease' is a system of ours"), ("{'a#1': a.csv}", "the name 'a#1' may have letters")],
+)
+def test_names_of_rows_that_cannot_be(given: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        configured(f"compare.scores={given}")
