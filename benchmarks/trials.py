@@ -1,6 +1,6 @@
 """The trials of docs/experiments.md on a workspace: NDCG@10 of linear item models on the validation half.
 
-python benchmarks/trials.py build/xmarket        after `m3rec run`; about 5 minutes on 2 cores; needs 6 GB
+python benchmarks/trials.py build/xmarket        after `m3rec run`; 5 to 6 minutes on 2 cores; needs 6 GB
 Prints Markdown rows. The test half is never read.
 """
 
