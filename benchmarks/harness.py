@@ -136,7 +136,7 @@ def compare(
         theirs: a run of the peer, on the same data, for the same result.
         check: is given both results of the warm-up; raises where they are not what they should be.
         runs: of each side. A side that has used up its budget is not run again; where the peer's warm-up alone did, it
-            counts, in the peer's favour or not. Ours is always run warm: what a first run adds is Spark's start.
+            counts. Ours is always run warm: what a first run adds is Spark's start.
         budget_s: of each side, warm-up included; half of it without --full.
         extra: figures for the row from both results.
     """

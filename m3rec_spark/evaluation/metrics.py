@@ -106,13 +106,18 @@ def rank_counts(ranks: DataFrame) -> DataFrame:
     )
 
 
+def gains_of(gain: str, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(U,) gains (mrr, ndcg or hr) of users with these expected ranks, 0 below the first K."""
+    return np.where(ranks <= K, _GAINS[gain](ranks), 0.0)
+
+
 def half_width(gain: str, ranks: NDArray[np.float64], users: NDArray[np.int64]) -> float:
     """Of the 95% interval of a metric: 1.96 standard errors of the mean over users.
 
     >>> round(half_width("hr", np.array([1.0, 20.0]), np.array([50, 50])), 4)  # 1.96 * 0.5 / sqrt(100)
     0.098
     """
-    gains = np.where(ranks <= K, _GAINS[gain](ranks), 0.0)
+    gains = gains_of(gain, ranks)
     variance = np.average((gains - np.average(gains, weights=users)) ** 2, weights=users)
     return float(_NORMAL_95 * np.sqrt(variance / users.sum()))
 

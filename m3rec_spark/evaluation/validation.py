@@ -5,7 +5,7 @@ Cost per epoch: users x (items in the lists of a block of users) x d; memory: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from m3rec_spark.evaluation.candidates import local_indices, market_blocks
 from m3rec_spark.evaluation.metrics import ndcg
 from m3rec_spark.evaluation.ranks import expected_ranks
 from m3rec_spark.models.m3rec import M3Rec, unit
+from m3rec_spark.models.pairs import PairScores
 from m3rec_spark.ranking.scorers import Scorer
 from m3rec_spark.training.sampling import gather_histories, starts
 
 BLOCK = 256  # users scored at once
-Scores = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]  # (market, rows (B,), slots (I,)) -> (B, I)
 MEAN = "valid/ndcg_10"  # over the markets' values: a small market counts as much as a large one
 
 
@@ -82,7 +82,7 @@ class Validator:
         self._blocks = [_block(arrays, sample, market, rows) for market, rows in market_blocks(markets, BLOCK)]
 
     @torch.no_grad()
-    def figures(self, score: Scores, device: torch.device, by_lists: bool = False) -> dict[str, float]:
+    def figures(self, score: PairScores, device: torch.device, by_lists: bool = False) -> dict[str, float]:
         """`<market id>/valid_ndcg_10` for every market with validation users, and their mean under MEAN.
 
         Args:
@@ -108,7 +108,7 @@ class Validator:
 
 
 @torch.no_grad()
-def cosine_scores(model: M3Rec, arrays: MarketArrays) -> Scores:
+def cosine_scores(model: M3Rec, arrays: MarketArrays) -> PairScores:
     """The market model's scores as it stands: cos(u, v), eq. 10-12."""
     histories = model.histories()
 

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3rec_spark.models.layout import Layout
-from m3rec_spark.models.lightgcn import bipartite, normalised_adjacency
-from m3rec_spark.models.neumf import PairScores
+from m3rec_spark.models.lightgcn import batch_norms, bipartite, normalised_adjacency
 from m3rec_spark.models.pair_loss import cross_entropy, whole_batch
-from m3rec_spark.models.pairs import Pairs
+from m3rec_spark.models.pairs import Pairs, PairScores
 from m3rec_spark.models.sparse import SparseProduct
 
 if TYPE_CHECKING:
@@ -57,9 +56,8 @@ class BiTGCF(nn.Module):
         users, items = self.vectors()
         rows, slots = whole_batch(pairs)
         user, item = F.embedding(rows, users), F.embedding(slots, items)
-        own = F.embedding(rows, self.start).square().sum()
-        own = own + F.embedding(self.layout.n_rows + slots, self.start).square().sum() / slots.shape[1]
-        return (cross_entropy((item @ user[:, :, None])[..., 0]) + self.l2 * own) / len(rows)
+        penalty = self.l2 * batch_norms(self.start, rows, self.layout.n_rows + slots)
+        return (cross_entropy((item @ user[:, :, None])[..., 0]) + penalty) / len(rows)
 
     def scorer(self) -> PairScores:
         """Scores of the model as it stands; the propagation is done once."""

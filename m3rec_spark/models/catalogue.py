@@ -14,8 +14,8 @@ from m3rec_spark.models.forec import Forec
 from m3rec_spark.models.layout import Layout
 from m3rec_spark.models.lightgcn import LightGCN
 from m3rec_spark.models.mmoe import MMoE
-from m3rec_spark.models.neumf import NeuMF, PairScores
-from m3rec_spark.models.pairs import Pairs
+from m3rec_spark.models.neumf import NeuMF
+from m3rec_spark.models.pairs import Pairs, PairScores
 from m3rec_spark.models.star import Star
 
 if TYPE_CHECKING:

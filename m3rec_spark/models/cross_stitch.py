@@ -17,20 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3rec_spark.models.layout import Factors, Layout
-from m3rec_spark.models.neumf import PairScores
-from m3rec_spark.models.pair_loss import pairwise_cross_entropy
-from m3rec_spark.models.pairs import Pairs
+from m3rec_spark.models.pair_loss import PairModel
 from m3rec_spark.models.tower import PairLinear, weighted_product
 
 _OWN = 0.9  # of alpha at the start; the other markets share the rest
 
 
-class CrossStitch(nn.Module):
+class CrossStitch(PairModel):
     """Args: dimension d; widths of each tower; dropout."""
 
     def __init__(self, layout: Layout, dimension: int, widths: Sequence[int], dropout: float) -> None:
-        super().__init__()
-        self.layout, M = layout, layout.n_markets
+        super().__init__(layout)
+        M = layout.n_markets
         self.gmf, self.mlp = Factors(layout, dimension), Factors(layout, dimension)
         self.first = nn.ModuleList(PairLinear(dimension, widths[0]) for _ in range(M))
         self.rest = nn.ModuleList(nn.ModuleList(nn.Linear(a, b) for _ in range(M)) for a, b in pairwise(widths))
@@ -53,11 +51,3 @@ class CrossStitch(nn.Module):
         last = torch.tensordot(self.stitches[-1][market], hidden, dims=1)
         logits: Tensor = product + self.outputs[market](last)[..., 0]
         return logits
-
-    def loss(self, pairs: Pairs) -> Tensor:
-        """Cross-entropy, mean over the pairs of all tasks."""
-        return pairwise_cross_entropy(self, pairs)
-
-    def scorer(self) -> PairScores:
-        """Scores of the model as it stands."""
-        return lambda market, rows, slots: self(market, rows, slots if slots.ndim == 2 else slots[None])

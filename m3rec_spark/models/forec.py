@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from m3rec_spark.models.layout import Layout
-from m3rec_spark.models.neumf import NeuMF, PairScores
-from m3rec_spark.models.pair_loss import by_market, cross_entropy, pairwise_cross_entropy
+from m3rec_spark.models.neumf import NeuMF
+from m3rec_spark.models.pair_loss import PairModel, by_market, cross_entropy
 from m3rec_spark.models.pairs import Pairs
 from m3rec_spark.models.tower import weighted_product
 
 
-class Forec(nn.Module):
+class Forec(PairModel):
     """Args: dimension d; widths of the tower; dropout; step a of the inner SGD."""
 
     forked: Tensor
@@ -32,8 +32,8 @@ class Forec(nn.Module):
     def __init__(
         self, layout: Layout, dimension: int, widths: Sequence[int], dropout: float, inner_rate: float
     ) -> None:
-        super().__init__()
-        self.layout, self.inner_rate = layout, inner_rate
+        super().__init__(layout)
+        self.inner_rate = inner_rate
         self.body = NeuMF(layout, dimension, widths, dropout)
         markets, width = range(layout.n_markets), widths[-1]
         self.heads = nn.ModuleList(nn.Linear(width, width) for _ in markets)
@@ -66,7 +66,7 @@ class Forec(nn.Module):
     def loss(self, pairs: Pairs) -> Tensor:
         """Mean over the pairs: of the query sets after the inner step, or once forked of all."""
         if self.forked:
-            return pairwise_cross_entropy(self, pairs)
+            return super().loss(pairs)
         losses = [self._query_loss(*part) for part in by_market(self.layout, pairs)]
         return torch.stack(losses).sum() / len(pairs.rows)
 
@@ -81,7 +81,3 @@ class Forec(nn.Module):
         }
         scores = functional_call(self.body, adapted, (market, rows[query], slots[query]))
         return cross_entropy(scores) * len(rows) / len(rows[query])
-
-    def scorer(self) -> PairScores:
-        """Scores of the model as it stands."""
-        return lambda market, rows, slots: self(market, rows, slots if slots.ndim == 2 else slots[None])

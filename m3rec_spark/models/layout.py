@@ -1,4 +1,4 @@
-"""Which market a user and an item belong to, as tensors that move with a module.
+"""Which market a user belongs to, and which item a slot holds, as tensors that move with a module.
 
 Words (docs/data_model.md): a row is a user of any market, a slot an item in a market. `Mix` models (paper, Sec. 4.1.2)
 know an item by its global number, so that its slots in all markets share what is learned; `Multi` models have a part
@@ -21,17 +21,14 @@ class Layout(nn.Module):
     """Notation: R rows, S slots, M markets, n items."""
 
     row_market: Tensor
-    slot_market: Tensor
     slot_item: Tensor
 
     def __init__(self, arrays: MarketArrays) -> None:
         super().__init__()
         self.n_rows, self.n_slots = arrays.n_rows, len(arrays.slot_items)
         self.n_items, self.n_markets = arrays.n_items, arrays.n_markets
-        markets = np.arange(arrays.n_markets)
         by_name = {
-            "row_market": np.repeat(markets, np.diff(arrays.user_offsets)),
-            "slot_market": np.repeat(markets, np.diff(arrays.slot_offsets)),
+            "row_market": np.repeat(np.arange(arrays.n_markets), np.diff(arrays.user_offsets)),
             "slot_item": arrays.slot_items.astype(np.int64),
         }
         for name, array in by_name.items():

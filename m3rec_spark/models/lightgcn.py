@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3rec_spark.models.layout import Layout
-from m3rec_spark.models.neumf import PairScores
 from m3rec_spark.models.pair_loss import bpr, whole_batch
-from m3rec_spark.models.pairs import Pairs
+from m3rec_spark.models.pairs import Pairs, PairScores
 from m3rec_spark.models.sparse import SparseProduct
 
 if TYPE_CHECKING:
@@ -51,14 +50,19 @@ class LightGCN(nn.Module):
         rows, slots = whole_batch(pairs)
         index = self.layout.slot_item[slots]
         user, item = F.embedding(rows, users), F.embedding(index, items)
-        own = F.embedding(rows, self.start).square().sum()
-        own = own + F.embedding(self.layout.n_rows + index, self.start).square().sum() / index.shape[1]
-        return (bpr((item @ user[:, :, None])[..., 0]) + self.l2 * own) / len(rows)
+        penalty = self.l2 * batch_norms(self.start, rows, self.layout.n_rows + index)
+        return (bpr((item @ user[:, :, None])[..., 0]) + penalty) / len(rows)
 
     def scorer(self) -> PairScores:
         """Scores of the model as it stands; the propagation is done once."""
         users, items = self.vectors()
         return lambda _, rows, slots: users[rows] @ items[self.layout.slot_item[slots]].T
+
+
+def batch_norms(start: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    """Squared length of the rows (P,) of E^(0), and the mean over K of the others' (P, K); summed over the pairs."""
+    norms = F.embedding(others, start).square().sum() / others.shape[1]
+    return F.embedding(rows, start).square().sum() + norms
 
 
 def bipartite(arrays: MarketArrays, columns: NDArray[np.int32], n_columns: int) -> sp.csr_matrix:

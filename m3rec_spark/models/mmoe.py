@@ -14,18 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from m3rec_spark.models.layout import Factors, Layout
-from m3rec_spark.models.neumf import PairScores
-from m3rec_spark.models.pair_loss import pairwise_cross_entropy
-from m3rec_spark.models.pairs import Pairs
+from m3rec_spark.models.pair_loss import PairModel
 from m3rec_spark.models.tower import PairLinear, Tower, weighted_product
 
 
-class MMoE(nn.Module):
+class MMoE(PairModel):
     """Args: dimension d; experts E; widths of their towers; dropout."""
 
     def __init__(self, layout: Layout, dimension: int, widths: Sequence[int], dropout: float, experts: int) -> None:
-        super().__init__()
-        self.layout = layout
+        super().__init__(layout)
         self.gmf, self.mlp = Factors(layout, dimension), Factors(layout, dimension)
         self.experts = nn.ModuleList(Tower(dimension, widths, dropout) for _ in range(experts))
         markets = range(layout.n_markets)
@@ -41,11 +38,3 @@ class MMoE(nn.Module):
         mixed = sum(gates[..., e, None] * expert(user, item) for e, expert in enumerate(self.experts))
         logits: Tensor = product + self.outputs[market](mixed)[..., 0]
         return logits
-
-    def loss(self, pairs: Pairs) -> Tensor:
-        """Cross-entropy, mean over the pairs of all tasks."""
-        return pairwise_cross_entropy(self, pairs)
-
-    def scorer(self) -> PairScores:
-        """Scores of the model as it stands."""
-        return lambda market, rows, slots: self(market, rows, slots if slots.ndim == 2 else slots[None])

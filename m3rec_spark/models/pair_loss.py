@@ -1,4 +1,4 @@
-"""Losses over pairs and their own negatives, for the models that score one (user, item) at a time.
+"""Losses over pairs and their own negatives, and the models that score one (user, item) at a time.
 
 cross_entropy: -log s(y_ui) - sum over negatives log(1 - s(y_uj))      (He et al. 2017, eq. 7)
 bpr:           -mean over negatives log s(y_ui - y_uj)                 (Rendle et al. 2009, eq. BPR-OPT)
@@ -7,23 +7,13 @@ bpr:           -mean over negatives log s(y_ui - y_uj)                 (Rendle e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from m3rec_spark.models.layout import Layout
-from m3rec_spark.models.pairs import Pairs
-
-
-class PairModel(Protocol):
-    """A model that gives (B, K) scores for rows (B,) and slots (B or 1, K) of one market."""
-
-    layout: Layout
-
-    def __call__(self, market: int, rows: Tensor, slots: Tensor) -> Tensor:
-        """See the class."""
+from m3rec_spark.models.pairs import Pairs, PairScores
 
 
 def cross_entropy(scores: Tensor) -> Tensor:
@@ -50,7 +40,18 @@ def whole_batch(pairs: Pairs) -> tuple[Tensor, Tensor]:
     return pairs.rows, torch.cat([pairs.positives[:, None], torch.cat(list(pairs.negatives))], dim=1)
 
 
-def pairwise_cross_entropy(model: PairModel, pairs: Pairs) -> Tensor:
-    """The mean over all pairs of the batch of a model that is called market by market."""
-    losses = [cross_entropy(model(*part)) for part in by_market(model.layout, pairs)]
-    return torch.stack(losses).sum() / len(pairs.rows)
+class PairModel(nn.Module):
+    """A module that scores the pairs of one market at a time: (market, rows (B,), slots (B or 1, K)) -> (B, K)."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+
+    def loss(self, pairs: Pairs) -> Tensor:
+        """Cross-entropy, mean over the pairs of all markets."""
+        losses = [cross_entropy(self(*part)) for part in by_market(self.layout, pairs)]
+        return torch.stack(losses).sum() / len(pairs.rows)
+
+    def scorer(self) -> PairScores:
+        """Scores of the model as it stands."""
+        return lambda market, rows, slots: self(market, rows, slots if slots.ndim == 2 else slots[None])

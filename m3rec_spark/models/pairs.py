@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+PairScores = Callable[[int, Tensor, Tensor], Tensor]  # (market, rows (B,), slots (I,) or (B, I)) -> (B, I)
 
 
 @dataclass(frozen=True)

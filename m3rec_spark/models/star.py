@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3rec_spark.models.layout import Factors, Layout
-from m3rec_spark.models.neumf import PairScores
-from m3rec_spark.models.pair_loss import pairwise_cross_entropy
-from m3rec_spark.models.pairs import Pairs
+from m3rec_spark.models.pair_loss import PairModel
 from m3rec_spark.models.tower import PairLinear, weighted_product
 
 _AUXILIARY = 32  # width of the auxiliary network
@@ -67,12 +65,12 @@ class PartitionedNorm(nn.Module):
         return F.batch_norm(flat, self.means[market], self.variances[market], scale, shift, own).view_as(x)
 
 
-class Star(nn.Module):
+class Star(PairModel):
     """Args: dimension d; widths of the star's layers; dropout."""
 
     def __init__(self, layout: Layout, dimension: int, widths: Sequence[int], dropout: float) -> None:
-        super().__init__()
-        self.layout, M = layout, layout.n_markets
+        super().__init__(layout)
+        M = layout.n_markets
         self.gmf, self.mlp = Factors(layout, dimension), Factors(layout, dimension)
         self.norms = nn.ModuleList(PartitionedNorm(M, dimension) for _ in range(2))  # features of users, of items
         self.first = StarLinear(M, 2 * dimension, widths[0])
@@ -97,11 +95,3 @@ class Star(nn.Module):
         auxiliary = self.auxiliary_output(F.relu(self.auxiliary(user, item) + known))
         logits: Tensor = product + (hidden + auxiliary)[..., 0]
         return logits
-
-    def loss(self, pairs: Pairs) -> Tensor:
-        """Cross-entropy, mean over the pairs of all markets."""
-        return pairwise_cross_entropy(self, pairs)
-
-    def scorer(self) -> PairScores:
-        """Scores of the model as it stands."""
-        return lambda market, rows, slots: self(market, rows, slots if slots.ndim == 2 else slots[None])

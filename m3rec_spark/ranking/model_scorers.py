@@ -78,5 +78,7 @@ def _module(folder: str, arrays_folder: str) -> Recommender:
         module = build(described["name"], open_arrays(Path(arrays_folder)), described["settings"], seed=0)
         module.load_state_dict(load_file(Path(folder) / _WEIGHTS))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CorruptTableError(f"the model in {folder} cannot be read ({error}): compare again with --force") from None
+        raise CorruptTableError(
+            f"the model in {folder} cannot be read ({error}): remove that folder and run `m3rec compare` again"
+        ) from None
     return cast(Recommender, module.eval())

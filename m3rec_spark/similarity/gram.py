@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyspark.sql import Row, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
+from scipy import sparse
 
 from m3rec_spark.compiled import compiled
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
@@ -201,6 +202,12 @@ def dense_gram(
         market, item_a, item_b, count = (batch[name].to_numpy() for name in GRAM.fieldNames())
         _scatter(item_a, item_b, (weights[market] * count).astype(dtype), gram)
     return gram
+
+
+def sparse_gram(item_a: NDArray[Any], item_b: NDArray[Any], counts: NDArray[Any], n_items: int) -> sparse.csr_matrix:
+    """A (n, n), all of it, from cells of its upper half; several of one place are added up."""
+    upper = sparse.coo_matrix((counts, (item_a, item_b)), shape=(n_items, n_items)).tocsr()
+    return sparse.csr_matrix(upper + sparse.triu(upper, 1).T)
 
 
 @compiled

@@ -20,6 +20,7 @@ from scipy import sparse
 
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.paths import replacing
+from m3rec_spark.similarity.gram import sparse_gram
 from m3rec_spark.similarity.slim import fit_slim
 from m3rec_spark.similarity.tasks import run_tasks
 
@@ -78,8 +79,7 @@ def market_gram(gram: str, arrays: MarketArrays, market: int, weights: NDArray[n
     place[items] = np.arange(len(items), dtype=np.int32)
     parts = list(_cells(gram, place, weights))
     rows, columns, counts = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else _nothing()
-    upper = sparse.coo_matrix((counts, (rows, columns)), shape=(len(items),) * 2).tocsr()
-    return sparse.csr_matrix(upper + sparse.triu(upper, 1).T)
+    return sparse_gram(rows, columns, counts, len(items))
 
 
 def _cells(

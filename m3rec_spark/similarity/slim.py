@@ -1,4 +1,4 @@
-"""SLIM (Ning & Karypis 2011; paper, eq. 2) on the merged data, exactly, by coordinate descent on the Gram.
+"""SLIM (Ning & Karypis 2011; paper, eq. 2), exactly, by coordinate descent on the Gram.
 
     min ||X - X B||_F^2 + l1 ||B||_1 + l2 ||B||_F^2   with B >= 0 and diag B = 0;  A = X'X
     b_ij <- max(0, A_ij - sum_{k != i} A_ik b_kj - l1 / 2) / (A_ii + l2)

@@ -13,7 +13,6 @@ import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from m3rec_spark.config import digest
 from m3rec_spark.evaluation.compare_html import compare_page
 from m3rec_spark.evaluation.comparison import (
     gains_by_group,
@@ -28,7 +27,7 @@ from m3rec_spark.evaluation.report import tracked_metrics
 from m3rec_spark.evaluation.score_table import read_scores, table_ranks
 from m3rec_spark.evaluation.tables import table_2
 from m3rec_spark.paths import write_atomically
-from m3rec_spark.stages.compare_runs import Run, bench_of, contracts, make_runs, rank_runs
+from m3rec_spark.stages.compare_runs import bench_of, contracts, make_runs, rank_runs
 from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.systems import SYSTEMS
 from m3rec_spark.stages.transfer import audit, shared_items
@@ -41,18 +40,18 @@ _HEAD = 5  # an item of at least so many train pairs in the market counts as pop
 
 def run(context: Context) -> None:
     """Trains, ranks and tests; an interrupted run goes on with the system that was cut."""
-    folder = context.workspace.root / "compare" / digest(context.key)[:12]
+    folder, bench = context.workspace.root / "compare" / context.key[:12], bench_of(context)
     folder.mkdir(parents=True, exist_ok=True)
-    runs, trials = make_runs(context, folder)
-    bench = bench_of(context)
+    runs, trials = make_runs(context, bench, folder)
     report: dict[str, Any] = {"key": context.key, "settings": context.config.compare.model_dump(mode="json")}
     report |= {"contracts": [], "rows": [], "means": [], "tests": [], "groups": [], "trials": trials}
-    report["systems"] = {name: {"title": SYSTEMS[name].title, "family": SYSTEMS[name].family} for name in _names(runs)}
+    chosen = {name: SYSTEMS[name] for name in context.config.compare.models}
+    report["systems"] = {name: {"title": one.title, "family": one.family} for name, one in chosen.items()}
     report["runs"] = [{"model": one.system, "settings": dict(one.settings), **one.result} for one in runs]
     report["unscored"] = {}
     tables = {name: read_scores(context.spark(), path) for name, path in context.config.compare.scores.items()}
     for lists, contract in contracts(context, folder):
-        ranks = rank_runs(context, runs, lists, contract)
+        ranks = rank_runs(context, bench, runs, lists, contract)
         for name, scores in tables.items():
             added, blank = _ranks_of_table(context, name, scores, lists, contract)
             ranks, report["unscored"][f"{contract['name']}/{name}"] = ranks.unionByName(added), blank
@@ -83,10 +82,6 @@ def _ranks_of_table(
     if blank:
         log.warning("scores of '%s': %d candidates have none and rank below all others", name, blank)
     return found, blank
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(one.system for one in runs))
 
 
 def _tests(

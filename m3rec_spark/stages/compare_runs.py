@@ -54,9 +54,9 @@ class Run:
         return seeded_name(self.system, self.seed)
 
 
-def make_runs(context: Context, folder: Path) -> tuple[list[Run], list[dict[str, Any]]]:
+def make_runs(context: Context, bench: Bench, folder: Path) -> tuple[list[Run], list[dict[str, Any]]]:
     """Trains what is not trained yet: the runs of the chosen settings, and a record of all trials."""
-    bench, settings = bench_of(context), context.config.compare
+    settings = context.config.compare
     runs: list[Run] = []
     trials: list[dict[str, Any]] = []
     for name in settings.models:
@@ -110,9 +110,11 @@ def _train(bench: Bench, system: System, name: str, settings: Settings, seed: in
     log.info("%s %s seed %d: validation NDCG@10 %.4f (%.0f s)", name, dict(settings), seed, found, seconds)
 
 
-def rank_runs(context: Context, runs: Sequence[Run], lists: DataFrame, contract: Mapping[str, Any]) -> DataFrame:
+def rank_runs(
+    context: Context, bench: Bench, runs: Sequence[Run], lists: DataFrame, contract: Mapping[str, Any]
+) -> DataFrame:
     """RANKS of the test half under a contract, for every run; what is ranked already is kept."""
-    bench, arrays, frames = bench_of(context), context.workspace.folder("arrays"), []
+    arrays, frames = context.workspace.folder("arrays"), []
     test = lists.filter(F.col("half") == "test")
     for run in runs:
         place = run.folder / _RANKS / contract["sha256"][:12]

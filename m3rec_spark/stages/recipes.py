@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 
 from m3rec_spark.config import Config, Train
 from m3rec_spark.data.arrays import MarketArrays
@@ -25,7 +24,7 @@ from m3rec_spark.models.forec import Forec
 from m3rec_spark.ranking.model_scorers import DotScorer, ModuleScorer, save_module
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, PopularityScorer, Scorer, published_scorer
 from m3rec_spark.similarity import ease
-from m3rec_spark.similarity.gram import dense_gram
+from m3rec_spark.similarity.gram import dense_gram, sparse_gram
 from m3rec_spark.similarity.skipgram import fit_item_vectors
 from m3rec_spark.similarity.slim import fit_slim
 from m3rec_spark.similarity.walk_graph import item_weights
@@ -74,7 +73,7 @@ def train_popularity(bench: Bench, settings: Settings, seed: int, folder: Path) 
 def train_ease(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
     """EASE^R on the merged data (eq. 3, 4)."""
     weights = ease.solve(bench.gram(), settings["lambda_f"])
-    for market, items in enumerate(_market_items(bench.arrays)):
+    for market, items in enumerate(market_items(bench.arrays)):
         _save_block(folder, market, weights[np.ix_(items, items)])
     return {}
 
@@ -82,20 +81,23 @@ def train_ease(bench: Bench, settings: Settings, seed: int, folder: Path) -> Fac
 def train_ease_per_market(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
     """EASE^R on every market alone."""
     for market in range(bench.arrays.n_markets):
-        X = bench.arrays.history(market).astype(np.float64)
-        ease.plan(X.shape[1], bench.config.ease.memory_gb)
-        _save_block(folder, market, ease.solve((X.T @ X).toarray(order="F"), settings["lambda_f"]))
+        _save_block(folder, market, ease_alone(bench, market, settings["lambda_f"]))
     return {}
+
+
+def ease_alone(bench: Bench, market: int, lambda_f: float) -> NDArray[np.float64]:
+    """B of eq. 4 between the items of a market, from its own users only."""
+    X = bench.arrays.history(market).astype(np.float64)
+    ease.plan(X.shape[1], bench.config.ease.memory_gb)
+    return ease.solve((X.T @ X).toarray(order="F"), lambda_f)
 
 
 def train_slim(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
     """SLIM on the merged data (eq. 2)."""
     cells = bench.workspace.read_arrow("gram")
     a, b, count = (cells[name].to_numpy() for name in ("item_a", "item_b", "count"))
-    upper = sparse.coo_matrix((count, (a, b)), shape=(bench.arrays.n_items,) * 2).tocsr()
-    gram = upper + sparse.triu(upper, 1).T
-    weights, restless = fit_slim(gram, settings["l1"], settings["l2"])
-    publish_sparse(weights, MarketItems(bench.arrays.slot_items, bench.arrays.slot_offsets), folder)
+    weights, restless = fit_slim(sparse_gram(a, b, count, bench.arrays.n_items), settings["l1"], settings["l2"])
+    publish_sparse(weights, market_items(bench.arrays), folder)
     return {"entries": int(weights.nnz), "columns_not_at_rest": restless}
 
 
@@ -103,7 +105,6 @@ def train_random_walk(bench: Bench, settings: Settings, seed: int, folder: Path)
     """Item2vec over the walks on the merged graph: skip-gram without B-Glob; a user is the mean of his items."""
     arrays, given = bench.arrays, bench.config.skipgram.model_dump(exclude={"smooth", "seed"})
     degrees = item_weights(arrays.indptr, arrays.items, arrays.n_items, bench.config.walks.self_loops)
-    aucs: list[float] = []
     walks = walk_matrix(bench.workspace.read_arrow("walks"))
     vectors = fit_item_vectors(walks, None, degrees, seed=seed, device=bench.device, **(given | dict(settings)))
     vectors[degrees == 0] = 0.0
@@ -114,7 +115,7 @@ def train_random_walk(bench: Bench, settings: Settings, seed: int, folder: Path)
     files["user_vectors"] = np.zeros((arrays.n_rows, unit.shape[1]), np.float32)
     for name, array in files.items():
         np.save(folder / f"{name}.npy", array)
-    return {"auc": aucs}
+    return {}
 
 
 def train_module(name: str) -> Callable[[Bench, Settings, int, Path], Facts]:
@@ -201,8 +202,9 @@ def _save_block(folder: Path, market: int, block: NDArray[np.float64]) -> None:
     np.save(place / f"rows-{0:09d}.npy", block.astype(np.float32))
 
 
-def _market_items(arrays: MarketArrays) -> list[NDArray[np.int32]]:
-    return [arrays.slot_items[arrays.market_slots(market)] for market in range(arrays.n_markets)]
+def market_items(arrays: MarketArrays) -> MarketItems:
+    """The items of every market."""
+    return MarketItems(arrays.slot_items, arrays.slot_offsets)
 
 
 def popularity_scorer(bench: Bench, folder: Path, name: str) -> Scorer:

@@ -20,7 +20,7 @@ class System:
 
     title: str
     family: str
-    """Mix: trained on the merged data; Multi: a part per market; Item: from the items' similarity."""
+    """Mix: trained on the merged data; Multi: a part per market."""
     grid: tuple[Settings, ...]
     """Settings to try, the first ones first; the validation half chooses."""
     train: Recipe

@@ -8,6 +8,7 @@ every market alone. Users of m are compared with themselves: paired t-test, boot
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from m3rec_spark.data.arrays import MarketArrays
+from m3rec_spark.evaluation.metrics import gains_of
 from m3rec_spark.evaluation.ranks import expected_ranks
 from m3rec_spark.evaluation.significance import compare, holm
 from m3rec_spark.evaluation.tables import OTHERS
 from m3rec_spark.evaluation.validation import sample_blocks, validation_sample
 from m3rec_spark.similarity import ease
 from m3rec_spark.stages.context import Context
-from m3rec_spark.stages.recipes import Bench
+from m3rec_spark.stages.recipes import Bench, ease_alone, market_items
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def audit(context: Context, bench: Bench) -> list[dict[str, Any]]:
             if market in found:
                 scores = np.round(arrays.history(market, users) @ weights(market), _DECIMALS)
                 ranks = expected_ranks(scores, positives, rivals)
-                found[market].append(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0))
+                found[market].append(gains_of("ndcg", ranks))
         return {market: np.concatenate(parts) if parts else np.zeros(0) for market, parts in found.items()}
 
     everyone = gains(_solved(bench, np.ones(len(markets)), lambda_f), list(markets))
@@ -54,7 +56,8 @@ def audit(context: Context, bench: Bench) -> list[dict[str, Any]]:
         given[helper] = 0.0
         without[helper] = gains(_solved(bench, given, lambda_f), [m for m in markets if m != helper])
         log.info("transfer: solved without %s", bench.market_ids[helper])
-    alone = gains(_alone(arrays, lambda_f), list(markets))
+    own = functools.lru_cache(maxsize=1)(lambda market: ease_alone(bench, market, lambda_f))
+    alone = gains(own, list(markets))
     rows = []
     for market in markets:
         tests = [_row(bench, OTHERS, market, everyone[market] - alone[market], seed)]
@@ -86,27 +89,6 @@ def _row(bench: Bench, helper: str, market: int, differences: NDArray[np.float64
 
 def _solved(bench: Bench, given: NDArray[np.float64], lambda_f: float) -> Callable[[int], NDArray[np.float64]]:
     """B within a market, of the weighted sum of the Grams."""
-    weights = ease.solve(bench.gram(given), lambda_f)
-    items = [bench.arrays.slot_items[bench.arrays.market_slots(m)] for m in range(bench.arrays.n_markets)]
-    kept: dict[int, NDArray[np.float64]] = {}
-
-    def of_market(market: int) -> NDArray[np.float64]:
-        if market not in kept:
-            kept.clear()  # blocks come market by market: one is enough
-            kept[market] = weights[np.ix_(items[market], items[market])]
-        return kept[market]
-
-    return of_market
-
-
-def _alone(arrays: MarketArrays, lambda_f: float) -> Callable[[int], NDArray[np.float64]]:
-    kept: dict[int, NDArray[np.float64]] = {}
-
-    def of_market(market: int) -> NDArray[np.float64]:
-        if market not in kept:
-            kept.clear()
-            X = arrays.history(market).astype(np.float64)
-            kept[market] = ease.solve((X.T @ X).toarray(order="F"), lambda_f)
-        return kept[market]
-
-    return of_market
+    weights, items = ease.solve(bench.gram(given), lambda_f), list(market_items(bench.arrays))
+    # blocks come market by market: one is enough
+    return functools.lru_cache(maxsize=1)(lambda market: weights[np.ix_(items[market], items[market])])
