@@ -3,7 +3,7 @@
     A^(m) = w_m A_m + omega sum_{k != m} w_k A_k,  on the items that m sells;   B^(m): eq. 2 on A^(m)  (slim.py)
 
 omega = 0 listens to the market alone, omega = 1 to all alike; several are solved, and the validation half of the market
-chooses. B^(m) is not negative and sparse: a few percent of the entries of eq. 4.
+chooses. B^(m) is not negative and sparse.
 Cost: a Spark task for every market and omega, each that of slim.py on the cells of the Gram it reads, 24 bytes a cell.
 """
 
