@@ -54,6 +54,18 @@ def test_ndcg_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures == pytest.approx({"de/valid_ndcg_10": de, "fr/valid_ndcg_10": fr, MEAN: (de + fr) / 2})
 
 
+def test_lists_of_their_own_give_the_same_figures() -> None:
+    """A score that only (row, slot) decide, asked for by list and for all items of the block."""
+    table = torch.from_numpy(np.random.default_rng(3).random((3, 7)))
+    score = lambda _, rows, slots: table[rows[:, None], slots if slots.ndim == 2 else slots[None]]  # noqa: E731
+    sample = candidates([(1, 0, 5, [3]), (0, 0, 2, [1, 3]), (0, 1, 0, [1, 2, 3])])
+    validator = Validator(ARRAYS, sample, {0: "de", 1: "fr"})
+    by_lists = validator.figures(score, CPU, by_lists=True)
+    assert by_lists == validator.figures(score, CPU)
+    ranks = [1 + (table[0, [1, 3]] > table[0, 2]).sum().item(), 1 + (table[1, 1:4] > table[1, 0]).sum().item()]
+    assert by_lists["de/valid_ndcg_10"] == pytest.approx(np.mean([1 / math.log2(1 + rank) for rank in ranks]))
+
+
 def test_ties_count_half() -> None:
     model = M3Rec(3, 7, 2, None, np.ones((7, 2), np.float32))
     figures = Validator(ARRAYS, candidates([(0, 0, 2, [1, 3])]), {0: "de"}).figures(cosine_scores(model, ARRAYS), CPU)
