@@ -316,6 +316,9 @@ class Spark(Section):
     """Further Spark options by their full names."""
 
 
+_ONLY_HOW = {"gram": {"pairs_per_task"}, "ease": {"memory_gb"}, "walks": {"engine"}, "train": {"device"}}
+
+
 class Config(Section):
     """All sections."""
 
@@ -368,6 +371,12 @@ def flatten(config: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML that `load` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def provenance(config: Config, section: str) -> dict[str, Any]:
+    """The settings of a section that its results follow from: without those that only say how they are worked out."""
+    given: Section = getattr(config, section)
+    return given.model_dump(mode="json", exclude=_ONLY_HOW.get(section, set()))
 
 
 def digest(*parts: object) -> str:

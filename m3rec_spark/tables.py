@@ -103,6 +103,10 @@ class Workspace:
             raise CorruptTableError(f"table '{name}' in {self.root} is damaged ({damage}): {_rerun(name, force=True)}")
         return self.root / name / manifest.version
 
+    def key(self, name: str) -> str:
+        """The provenance key of a published table."""
+        return self._published(name).key
+
     def facts(self, name: str) -> dict[str, Any]:
         """What the stage said of a published table's content, for its report."""
         return self._published(name).extra

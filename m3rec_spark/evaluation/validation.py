@@ -39,11 +39,11 @@ def validation_sample(candidates: Path, users: int, seed: int, half: str = "vali
     ids = source.to_table(columns=["market", "user"], filter=wanted)
     keys = _hash(ids["market"].to_numpy(), ids["user"].to_numpy(), seed)
     limit = np.partition(keys, users)[users] if users < len(keys) else None
-    chosen = []
-    for batch in source.to_batches(columns=["market", "user", "positive", "negatives"], filter=wanted):
+    chosen, columns = [], ["market", "user", "positive", "negatives"]
+    for batch in source.to_batches(columns=columns, filter=wanted):
         keys = _hash(batch["market"].to_numpy(), batch["user"].to_numpy(), seed)
         chosen.append(batch if limit is None else batch.filter(pa.array(keys < limit)))
-    return pa.Table.from_batches(chosen, schema=chosen[0].schema) if chosen else ids.slice(0, 0)
+    return pa.Table.from_batches(chosen, schema=pa.schema([source.schema.field(name) for name in columns]))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ _HEAD = 5  # an item of at least so many train pairs in the market counts as pop
 
 def run(context: Context) -> None:
     """Trains, ranks and tests; an interrupted run goes on with the system that was cut."""
-    folder, bench = context.workspace.root / "compare" / context.key[:12], bench_of(context)
+    folder, bench = context.workspace.root / "compare", bench_of(context)
     folder.mkdir(parents=True, exist_ok=True)
     runs, trials = make_runs(context, bench, folder)
     report: dict[str, Any] = {"key": context.key, "settings": context.config.compare.model_dump(mode="json")}
@@ -66,7 +66,7 @@ def run(context: Context) -> None:
         ]
         report["groups"] += [{**named, **row} for row in _groups(context, ranks, lists, bench.market_ids)]
         ranks.unpersist()
-    report["transfer"] = audit(context, bench)
+    report["transfer"] = audit(context, bench, folder)
     report["shared_items"] = shared_items(bench.arrays, bench.market_ids)
     _write(context, _plain(report))
 

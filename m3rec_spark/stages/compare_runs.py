@@ -1,8 +1,9 @@
 """Tables 2, 3 and 4 of the paper: every system trained, tuned on the validation half, and ranked on the test half.
 
 A run is (system, settings, seed); its folder is named by all that it follows from, and is whole or absent: an
-interrupted comparison goes on with the run that was cut. Trials are runs with the first seed, so the chosen one is not
-trained again. Nothing of the test half is read before all settings are chosen.
+interrupted comparison goes on with the run that was cut, and one with other settings keeps what they do not touch.
+Trials are runs with the first seed, so that the chosen one is not trained again. Nothing of the
+test half is read before all settings are chosen.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from m3rec_spark.config import digest
+from m3rec_spark.config import digest, provenance
 from m3rec_spark.data.arrays import open_arrays
 from m3rec_spark.errors import UsageError
 from m3rec_spark.evaluation.candidates import Seen, freeze_candidates
@@ -62,12 +63,12 @@ def make_runs(context: Context, bench: Bench, folder: Path) -> tuple[list[Run], 
     for name in settings.models:
         system = SYSTEMS[name]
         grid = settings.settings.get(name, system.grid)[: settings.trials]
-        tried = [train_run(bench, context.key, folder, name, given, settings.seed) for given in grid]
+        tried = [train_run(bench, folder, name, given, settings.seed) for given in grid]
         trials += [{"model": name, "settings": run.settings, **run.result} for run in tried]
         chosen = select(tried)
         count = settings.seeds_of.get(name, settings.seeds) if system.seeded else 1
         more = [settings.seed + number for number in range(1, count)]
-        runs += [chosen, *(train_run(bench, context.key, folder, name, chosen.settings, seed) for seed in more)]
+        runs += [chosen, *(train_run(bench, folder, name, chosen.settings, seed) for seed in more)]
     return runs, trials
 
 
@@ -82,14 +83,14 @@ def select(runs: Sequence[Run], half: str = "valid") -> Run:
     return max(runs, key=lambda run: run.result["valid_ndcg_10"])
 
 
-def train_run(bench: Bench, key: str, folder: Path, name: str, settings: Settings, seed: int) -> Run:
+def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: int) -> Run:
     """A run out of its folder, or trained now."""
     system = SYSTEMS[name]
     limits = bench.config.compare.model_dump(
         include={"trial_seconds", "epochs", "patience", "validation_users", "seed"}
     )
-    options = bench.config.train.model_dump(mode="json", exclude={"device"})
-    place = folder / f"{name}-{digest(key, name, dict(settings), seed, limits, options)[:12]}"
+    read = {section: provenance(bench.config, section) for section in system.reads}
+    place = folder / f"{name}-{digest(bench.data_key, name, dict(settings), seed, limits, read)[:12]}"
     if not (place / _RESULT).is_file():
         _train(bench, system, name, settings, seed, place)
     return Run(name, settings, seed, place, json.loads((place / _RESULT).read_text(encoding="utf-8")))
@@ -133,7 +134,7 @@ def contracts(context: Context, folder: Path) -> list[tuple[DataFrame, dict[str,
     spark, workspace = context.spark(), context.workspace
     own = workspace.facts("candidates")["contract"]
     seen: Seen = "included" if own["seen"] == "excluded" else "excluded"
-    place, settings = folder / f"candidates-{seen}", context.config.candidates
+    place, settings = folder / f"candidates-{seen}-{workspace.key('candidates')[:12]}", context.config.candidates
     if not (place / "_SUCCESS").is_file():
         arrays = workspace.folder("arrays")
         frame = freeze_candidates(spark, workspace, arrays, settings.negatives, seen, settings.seed)
@@ -152,6 +153,7 @@ def bench_of(context: Context) -> Bench:
     return Bench(
         context.config,
         workspace,
+        workspace.key("arrays"),
         open_arrays(workspace.folder("arrays")),
         validation_sample(workspace.folder("candidates"), settings.validation_users, settings.seed),
         dict(zip(markets["market"], markets["market_id"], strict=True)),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from m3rec_spark.config import Config, digest, flatten
+from m3rec_spark.config import Config, digest, flatten, provenance
 from m3rec_spark.errors import CorruptTableError, DataError, MissingTableError
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.schema import SCHEMA_VERSION, STAGES, TABLES
@@ -109,14 +109,8 @@ def stage_keys(config: Config, source: str) -> dict[str, str]:
     markets = [sorted(config.source.markets), sorted(config.source.holdouts)]
     settings = {
         "prepare": (SCHEMA_VERSION, source, layout, markets, config.clean, config.split, config.candidates),
-        "pretrain": (
-            config.gram.model_dump(exclude={"pairs_per_task"}),
-            config.ease.model_dump(exclude={"memory_gb"}),
-            config.linear,
-            config.walks.model_dump(exclude={"engine"}),
-            config.skipgram,
-        ),
-        "train": (config.train.model_dump(exclude={"device"}),),
+        "pretrain": tuple(provenance(config, name) for name in ("gram", "ease", "linear", "walks", "skipgram")),
+        "train": (provenance(config, "train"),),
         "evaluate": (config.evaluate,),
     }
     keys: dict[str, str] = {}

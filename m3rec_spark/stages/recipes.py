@@ -46,6 +46,8 @@ class Bench:
 
     config: Config
     workspace: Workspace
+    data_key: str
+    """Provenance key of what prepare published."""
     arrays: MarketArrays
     sample: pa.Table
     """Rows of CANDIDATES of the validation half: all that a system may look at."""

@@ -28,8 +28,11 @@ class System:
     scorer: Callable[[Bench, Path, str], Scorer]
     seeded: bool = True
     """Whether another seed gives another model."""
+    reads: tuple[str, ...] = ()
+    """Sections of the config that its training follows from, beside those of prepare and compare."""
 
 
+_ALL = ("gram", "ease", "linear", "walks", "skipgram", "train")
 _RIDGES = tuple({"lambda_f": float(value)} for value in (30, 20, 50, 10))
 _SPARSE = tuple({"l1": l1, "l2": l2} for l1, l2 in ((1.0, 30.0), (0.5, 30.0), (0.1, 30.0), (0.5, 10.0)))
 _PAIR: Settings = {
@@ -57,11 +60,11 @@ def _graph(title: str, family: str, name: str, last: Settings, **more: Any) -> S
 
 
 def _m3rec(title: str, **changes: Any) -> System:
-    return System(title, "Multi", (changes,), recipes.train_m3rec, recipes.m3rec_scorer)
+    return System(title, "Multi", (changes,), recipes.train_m3rec, recipes.m3rec_scorer, reads=_ALL)
 
 
 def _closed(title: str, family: str, grid: tuple[Settings, ...], train: Recipe) -> System:
-    return System(title, family, grid, train, recipes.ease_scorer, seeded=False)
+    return System(title, family, grid, train, recipes.ease_scorer, seeded=False, reads=("gram",))
 
 
 _WALKS = _around(
@@ -73,7 +76,9 @@ SYSTEMS: dict[str, System] = {
     ),
     "neumf": _network("NeuMF", "Mix", "neumf"),
     "lightgcn": _graph("LightGCN", "Mix", "lightgcn", {"negatives": 16}),
-    "random_walk": System("Random Walk", "Mix", _WALKS, recipes.train_random_walk, recipes.cosine_scorer),
+    "random_walk": System(
+        "Random Walk", "Mix", _WALKS, recipes.train_random_walk, recipes.cosine_scorer, reads=("walks", "skipgram")
+    ),
     "slim": _closed("SLIM", "Mix", _SPARSE, recipes.train_slim),
     "ease": _closed("EASE^R", "Mix", _RIDGES, recipes.train_ease),
     "ease_per_market": _closed("EASE^R per market", "Multi", _RIDGES, recipes.train_ease_per_market),

@@ -9,20 +9,24 @@ every market alone. Users of m are compared with themselves: paired t-test, boot
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from m3rec_spark.config import digest, provenance
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.evaluation.metrics import gains_of
 from m3rec_spark.evaluation.ranks import expected_ranks
 from m3rec_spark.evaluation.significance import compare, holm
 from m3rec_spark.evaluation.tables import OTHERS
 from m3rec_spark.evaluation.validation import sample_blocks, validation_sample
+from m3rec_spark.paths import write_atomically
 from m3rec_spark.similarity import ease
 from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.recipes import Bench, ease_alone, market_items
@@ -34,9 +38,18 @@ _DECIMALS = 9  # of a score: items with the same buyers are level, and the solve
 _USERS = 20_000  # of the test half that judge a transfer, at most
 
 
-def audit(context: Context, bench: Bench) -> list[dict[str, Any]]:
-    """A row for every (helper, market): the gain with its interval; helper "others": all against the market alone."""
+def audit(context: Context, bench: Bench, folder: Path) -> list[dict[str, Any]]:
+    """The rows of `_audit`, kept in a file of the folder: the solves are not done again for the same settings."""
     seed, lambda_f = context.config.compare.seed, context.config.ease.lambda_f
+    place = folder / f"transfer-{digest(bench.data_key, provenance(context.config, 'gram'), lambda_f, seed)[:12]}.json"
+    if not place.is_file():
+        write_atomically(place, json.dumps(_audit(context, bench, lambda_f, seed)).encode())
+    rows: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))
+    return rows
+
+
+def _audit(context: Context, bench: Bench, lambda_f: float, seed: int) -> list[dict[str, Any]]:
+    """A row for every (helper, market): the gain with its interval; helper "others": all against the market alone."""
     sample = validation_sample(context.workspace.folder("candidates"), _USERS, seed, half="test")
     arrays, markets = bench.arrays, range(bench.arrays.n_markets)
 
