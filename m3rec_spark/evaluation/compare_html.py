@@ -15,9 +15,11 @@ from m3rec_spark.evaluation.tables import (
     markets_of,
     means,
     names_of,
+    runner_up_table,
     system_table,
     title,
     transfer_table,
+    unscored_table,
     values,
 )
 
@@ -56,6 +58,8 @@ def compare_page(report: Report) -> str:
     parts = [_summary(report)]
     for contract in (one["name"] for one in report["contracts"]):
         parts += _contract(report, contract)
+    if len(table := unscored_table(report)) > 1:
+        parts += ["<h2>Left out by tables of scores</h2>", _html(table, report)]
     parts += ["<h2>Who helps whom</h2>", _HELPS, _html(transfer_table(report), report, left=1)]
     parts += ["<h3>Items that two markets share</h3>", _heat(report["shared_items"])]
     parts += ["<h2>Training</h2><p>Validation NDCG@10 by epoch, first seed of each system.</p>", _curves(report)]
@@ -83,6 +87,8 @@ def _contract(report: Report, contract: str) -> list[str]:
     names, parts = names_of(report, contract), [f"<h2>Contract {escape(contract)}: Table 2</h2>"]
     for metric, head in TITLES.items():
         parts.append(f"<h3>{head} x 100, test half</h3>{_html(system_table(report, contract, metric, names), report)}")
+    if len(table := runner_up_table(report, contract, "ndcg_10")) > 1:
+        parts.append(f"<h3>Against the runner-up, NDCG@10, with 95% intervals</h3>{_html(table, report)}")
     parts += ["<h3>NDCG@10 by market, with 95% intervals over users</h3>", _bars(report, contract, names)]
     trained = {row["model"] for row in means(report, contract)}
     variants = [name for name in VARIANTS if name in trained]

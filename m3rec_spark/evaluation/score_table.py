@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -18,18 +20,28 @@ from m3rec_spark.schema import RANKS
 
 COLUMNS = ("market", "user_id", "item_id", "score")
 _KEYS = ["market", "user", "item"]
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_scores(spark: SparkSession, path: str) -> DataFrame:
-    """The table as text ids and a double.
+    """The table as text ids and a double: .csv or .tsv with a header (.gz and the like, too), all else is Parquet.
 
     Raises:
-        DataError: it is not there, lacks a column, or holds a score that is no finite number; or a pair twice.
+        DataError: it is not there, is no Parquet, lacks a column, or holds a score that is no finite number, or a pair
+            twice.
     """
     if not Path(path).exists():
         raise DataError(f"compare.scores: no file or folder {path}: name a CSV or Parquet one")
-    reader = spark.read.option("header", True)
-    frame = reader.csv(path) if path.endswith(".csv") else reader.parquet(path)
+    endings = Path(path).suffixes
+    try:
+        if separator := next((_SEPARATORS[ending] for ending in endings if ending in _SEPARATORS), None):
+            frame = spark.read.csv(path, header=True, sep=separator)
+        else:
+            frame = spark.read.parquet(path)
+    except (PySparkException, Py4JJavaError):
+        raise DataError(
+            f"compare.scores: {path} cannot be read as Parquet: name Parquet, or a file that ends in .csv or .tsv"
+        ) from None
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise DataError(
             f"{path} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}, got {frame.columns}"

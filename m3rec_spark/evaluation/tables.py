@@ -68,6 +68,29 @@ def system_table(report: Report, contract: str, metric: str, names: Sequence[str
     return table
 
 
+def runner_up_table(report: Report, contract: str, metric: str) -> Table:
+    """M3Rec less the best other system, by market and over all users: 95% interval, p-values; the header alone if none.
+
+    p: of the paired t-test (Holm over the markets) and of Wilcoxon's.
+    """
+    tests = [
+        test
+        for test in report["tests"]
+        if (test["contract"], test["metric"]) == (contract, metric) and test["runner_up"]
+    ]
+    table = [["M3Rec less", "market", "users", "difference x 100", "p (t, Holm)", "p (Wilcoxon)"]]
+    for test in tests:
+        ps = [f"{test[name]:.1e}" if test[name] is not None else "-" for name in ("p_holm", "p_wilcoxon")]
+        table.append([title(report, test["other"]), test["market"], f"{test['users']:,}", _gain(test), *ps])
+    return table
+
+
+def unscored_table(report: Report) -> Table:
+    """How many candidates the tables of somebody else's scores left out; the header alone if none did."""
+    left_out = [[*place.split("/", 1), f"{count:,}"] for place, count in report["unscored"].items() if count]
+    return [["contract", "table of scores", "candidates without a score: below all others"], *left_out]
+
+
 def group_table(report: Report, contract: str, kind: str, names: Sequence[str]) -> Table:
     """Mean MRR x 100 by group of users, of some systems; n users in the first column."""
     rows = [row for row in report["groups"] if (row["contract"], row["kind"]) == (contract, kind)]
@@ -103,6 +126,10 @@ def table_2(report: Report) -> str:
             head = f"{TITLES[metric]} x 100, test half, contract {contract}"
             names = [*names_of(report, contract), *_ablations(report, contract)]
             parts.append("\n".join([head, *aligned(system_table(report, contract, metric, names))]))
+        if len(table := runner_up_table(report, contract, "ndcg_10")) > 1:
+            parts.append("\n".join([f"against the runner-up, NDCG@10, contract {contract}", *aligned(table)]))
+    if len(table := unscored_table(report)) > 1:
+        parts.append("\n".join(aligned(table)))
     parts.append("\n".join(["who helps whom (EASE^R, NDCG@10 x 100)", *aligned(transfer_table(report))]))
     parts.append("* ** ***: M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test, Holm over markets); +: it is worse")
     return "\n\n".join(parts) + "\n"

@@ -53,6 +53,17 @@ def small_report() -> dict[str, Any]:
         for other, markets in TESTS.items()
         for market, (d, p) in markets.items()
     ]
+    report["tests"] += [
+        {
+            "contract": "standard", "metric": "ndcg_10", "other": "ease", "market": market, "users": users,
+            "difference": gain, "low": gain - 0.01, "high": gain + 0.01, "p_holm": p, "p_wilcoxon": p,
+        }
+        for market, users, gain, p in (
+            ("a & b", 1200, 0.0123, 0.2), ("<de>", 34, -0.02, None), ("all", 1234, 0.01, 0.07),
+        )
+    ]  # fmt: skip
+    report["tests"] = [{**test, "runner_up": test["other"] == "ease"} for test in report["tests"]]
+    report["unscored"] = {f"standard/{GUEST}": 0, f"paper-like/{GUEST}": 1234}
     for kind, group, market, model, value, n in (
         ("item", "overlapped", "a & b", "m3rec", 0.5, 70),
         ("item", "overlapped", "<de>", "m3rec", 0.25, 8),

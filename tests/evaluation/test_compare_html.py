@@ -17,7 +17,7 @@ from matplotlib import image
 from small_report import GUEST, MARKETS, VALUES, small_report
 
 from m3rec_spark.evaluation.compare_html import compare_page
-from m3rec_spark.evaluation.tables import system_table
+from m3rec_spark.evaluation.tables import runner_up_table, system_table, unscored_table
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -86,21 +86,23 @@ def test_nothing_is_fetched_and_nothing_runs() -> None:
 def test_tables_are_those_of_the_report() -> None:
     report = small_report()
     names = ["ease", "neumf", "m3rec", GUEST]
-    for first, contract in ((0, "standard"), (7, "paper-like")):
+    for first, contract, table_3 in ((0, "standard", 4), (8, "paper-like", 11)):  # only standard has a runner-up
         for place, metric in enumerate(("mrr", "ndcg_10", "hr_10")):
             assert READ.tables[first + place] == system_table(report, contract, metric, names)
-        table_3 = [row[:3] for row in READ.tables[first + 3]]
-        assert table_3 == [["system", "data", "seeds"], ["M3Rec", "Multi", "5"], ["M3Rec w/o both", "Multi", "5"]]
+        variants = [row[:3] for row in READ.tables[table_3]]
+        assert variants == [["system", "data", "seeds"], ["M3Rec", "Multi", "5"], ["M3Rec w/o both", "Multi", "5"]]
     assert READ.tables[0][1] == ["EASE^R", "Mix", "1", "20.0*", "30.0***", "25.0"]
-    assert [len(table) - 1 for table in READ.tables[4:7]] == [3, 3, 3]  # groups: item, popularity, history
-    assert READ.tables[14][1] == ["others", "-", "+2.0 [-1.0, +5.0]"]
-    assert READ.tables[15] == [
+    assert [len(table) - 1 for table in READ.tables[5:8]] == [3, 3, 3]  # groups: item, popularity, history
+    assert READ.tables[3] == runner_up_table(report, "standard", "ndcg_10")
+    assert READ.tables[15] == unscored_table(report)
+    assert READ.tables[16][1] == ["others", "-", "+2.0 [-1.0, +5.0]"]
+    assert READ.tables[17] == [
         ["system", "settings", "validation NDCG@10 x 100", "seconds"],
         ["EASE^R", "lambda_f=30.0", "25.13", "2"],
         ["M3Rec", "as configured", "40.00", "61"],
         ["NeuMF", "widths=[8, 4], of=<a>", "10.00", "0"],
     ]
-    assert len(READ.tables) == 16
+    assert len(READ.tables) == 18
     assert [text for text in READ.headings if text.startswith("Contract")] == [
         "Contract standard: Table 2",
         "Contract paper-like: Table 2",

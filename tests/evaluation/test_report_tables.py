@@ -10,10 +10,12 @@ from m3rec_spark.evaluation.tables import (
     group_table,
     markets_of,
     names_of,
+    runner_up_table,
     stars,
     system_table,
     table_2,
     transfer_table,
+    unscored_table,
 )
 
 REPORT = small_report()
@@ -54,6 +56,19 @@ def test_stars(difference: float, p: float | None, mark: str) -> None:
     assert stars({"tests": [test]}, "c", "mrr", "x", "m") == mark
     for other in (("d", "mrr", "x", "m"), ("c", "hr_10", "x", "m"), ("c", "mrr", "y", "m"), ("c", "mrr", "x", "n")):
         assert stars({"tests": [test]}, *other) == ""
+
+
+def test_runner_up_table() -> None:
+    assert runner_up_table(small_report(), "standard", "ndcg_10")[1:] == [
+        ["EASE^R", "a & b", "1,200", "+1.2 [+0.2, +2.2]", "2.0e-01", "2.0e-01"],
+        ["EASE^R", "<de>", "34", "-2.0 [-3.0, -1.0]", "-", "-"],
+        ["EASE^R", "all", "1,234", "+1.0 [+0.0, +2.0]", "7.0e-02", "7.0e-02"],
+    ]
+    assert len(runner_up_table(small_report(), "paper-like", "ndcg_10")) == 1
+
+
+def test_tables_of_scores_that_leave_candidates_out() -> None:
+    assert unscored_table(small_report())[1:] == [["paper-like", GUEST, "1,234"]]
 
 
 def test_group_table() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,23 @@ def test_csv_and_parquet_are_read_alike(spark: SparkSession, tmp_path: Path) -> 
     table = {"market": ["m"], "user_id": [7], "item_id": [12], "score": np.array([1.5], np.float32)}
     pq.write_table(pa.table(table), tmp_path / "scores.parquet")
     assert read_scores(spark, str(tmp_path / "scores.parquet")).collect() == [("m", "7", "12", 1.5)]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("scores.tsv", "\t"), ("scores.csv.gz", ","), ("scores.tsv.gz", "\t")])
+def test_tabs_and_packed_files(spark: SparkSession, tmp_path: Path, name: str, separator: str) -> None:
+    lines = [COLUMNS, ("de", "u", "i", "0.5")]
+    text = "".join(separator.join(line) + "\n" for line in lines).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    assert read_scores(spark, str(tmp_path / name)).collect() == [("de", "u", "i", 0.5)]
+
+
+@pytest.mark.parametrize("name", ["scores.txt", "scores.parquet"])
+def test_a_file_that_is_no_parquet(spark: SparkSession, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("market,user_id,item_id,score\nde,u,i,1\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=rf"{name} cannot be read as Parquet: name Parquet, or a file that ends in \.csv"
+    ):
+        read_scores(spark, str(tmp_path / name))
 
 
 def test_an_absent_file(spark: SparkSession, tmp_path: Path) -> None:
