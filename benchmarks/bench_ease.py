@@ -40,8 +40,8 @@ from m3rec_spark.similarity.tasks import run_tasks
 from m3rec_spark.similarity.weights import MarketItems, Outputs, similarity_on_spark
 
 LAMBDA = 30.0
-QUICK = {"items": 6_000, "old_items": 3_000, "markets": 4, "own": 2_000, "shared": 2_000, "users": 20_000}
-FULL = QUICK | {"items": 12_000, "old_items": 4_000, "markets": 8}
+QUICK = {"items": 6_000, "old_items": 3_000, "markets": 4, "own": 1_500, "shared": 1_500, "users": 20_000}
+FULL = QUICK | {"items": 12_000, "old_items": 4_000, "markets": 8, "own": 2_000, "shared": 2_000}
 
 
 def main() -> None:
