@@ -26,6 +26,7 @@ from m3rec_spark.ranking.scorers import Scorer
 from m3rec_spark.training.sampling import gather_histories, starts
 
 BLOCK = 256  # users scored at once
+_LISTS = 8  # or so many, each on a list of his own: what a layer gives for 8 x 1,000 pairs stays in the caches
 MEAN = "valid/ndcg_10"  # over the markets' values: a small market counts as much as a large one
 
 
@@ -95,7 +96,8 @@ class Validator:
             rows = torch.from_numpy(self._rows[block.users]).to(device)
             if by_lists:
                 slots = block.slots[torch.from_numpy(block.columns)].to(device)
-                listed = score(block.market, rows, slots).cpu().numpy()
+                parts = zip(rows.split(_LISTS), slots.split(_LISTS), strict=True)
+                listed = np.concatenate([score(block.market, *part).cpu().numpy() for part in parts])
             else:
                 scores = score(block.market, rows, block.slots.to(device)).cpu().numpy()
                 listed = np.take_along_axis(scores, block.columns, axis=1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from m3rec_spark.models.layout import Factors, Layout
 from m3rec_spark.models.pair_loss import PairModel
-from m3rec_spark.models.tower import PairLinear, weighted_product
+from m3rec_spark.models.tower import ListDropout, PairLinear, weighted_product
 
 _OWN = 0.9  # of alpha at the start; the other markets share the rest
 
@@ -35,7 +35,7 @@ class CrossStitch(PairModel):
         start = torch.full((M, M), (1 - _OWN) / max(M - 1, 1))
         start.fill_diagonal_(_OWN if M > 1 else 1.0)
         self.stitches = nn.Parameter(start.repeat(len(widths), 1, 1))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ListDropout(dropout)
         self.outputs = nn.ModuleList(nn.Linear(widths[-1], 1) for _ in range(M))
         self.product_weights = nn.Parameter(torch.ones(M, dimension))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from m3rec_spark.models.layout import Factors, Layout
 from m3rec_spark.models.pair_loss import PairModel
-from m3rec_spark.models.tower import PairLinear, weighted_product
+from m3rec_spark.models.tower import ListDropout, PairLinear, weighted_product
 
 _AUXILIARY = 32  # width of the auxiliary network
 
@@ -76,7 +76,7 @@ class Star(PairModel):
         self.first = StarLinear(M, 2 * dimension, widths[0])
         shapes = zip(widths, [*widths[1:], 1], strict=True)
         self.rest = nn.ModuleList(StarLinear(M, inputs, outputs) for inputs, outputs in shapes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ListDropout(dropout)
         self.market = nn.Embedding(M, dimension)
         self.auxiliary = PairLinear(dimension, _AUXILIARY)
         self.auxiliary_market = nn.Linear(dimension, _AUXILIARY, bias=False)

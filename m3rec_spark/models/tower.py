@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,6 +28,25 @@ class PairLinear(nn.Module):
         return summed
 
 
+class ListDropout(nn.Module):
+    """Dropout of the same units for all K items of a user.
+
+    A positive and its negatives meet in one thinned network, and a batch draws B masks and not B K: drawing them is a
+    quarter of a step's time.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., B, K, width)."""
+        if not self.training:
+            return hidden
+        kept: Tensor = hidden * F.dropout(torch.ones_like(hidden[..., :1, :]), self.share)
+        return kept
+
+
 class Tower(nn.Module):
     """ReLU layers of the widths given, with dropout between them."""
 
@@ -34,7 +54,7 @@ class Tower(nn.Module):
         super().__init__()
         self.first = PairLinear(dimension, widths[0])
         self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ListDropout(dropout)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """(B, 1, d), (B or 1, K, d) -> (B, K, last width)."""

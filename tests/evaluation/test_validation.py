@@ -54,8 +54,10 @@ def test_ndcg_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures == pytest.approx({"de/valid_ndcg_10": de, "fr/valid_ndcg_10": fr, MEAN: (de + fr) / 2})
 
 
-def test_lists_of_their_own_give_the_same_figures() -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_lists_of_their_own_give_the_same_figures(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """A score that only (row, slot) decide, asked for by list and for all items of the block."""
+    monkeypatch.setattr(validation, "_LISTS", at_once)
     table = torch.from_numpy(np.random.default_rng(3).random((3, 7)))
     score = lambda _, rows, slots: table[rows[:, None], slots if slots.ndim == 2 else slots[None]]  # noqa: E731
     sample = candidates([(1, 0, 5, [3]), (0, 0, 2, [1, 3]), (0, 1, 0, [1, 2, 3])])

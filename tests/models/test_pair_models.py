@@ -17,6 +17,7 @@ from m3rec_spark.models.mmoe import MMoE
 from m3rec_spark.models.neumf import NeuMF
 from m3rec_spark.models.pair_loss import cross_entropy
 from m3rec_spark.models.star import Star
+from m3rec_spark.models.tower import ListDropout
 
 D, WIDTHS = 3, [5, 4]
 SETTINGS = {"dimension": D, "widths": WIDTHS, "dropout": 0.5}
@@ -139,6 +140,18 @@ def test_loss_is_the_cross_entropy_of_all_pairs(name: str) -> None:
         scores = [globals()[name](model, market, row, slot).item() for slot in (positive, *negatives)]
         expected += math.log1p(math.exp(-scores[0])) + sum(math.log1p(math.exp(score)) for score in scores[1:])
     assert model.loss(pairs).item() == pytest.approx(expected / 3, rel=1e-4)
+
+
+def test_dropout_takes_the_same_units_from_all_items_of_a_user() -> None:
+    torch.manual_seed(0)
+    dropout = ListDropout(0.25).train()
+    kept = dropout(torch.full((400, 3, 50), 2.0))
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    assert set(kept.unique().tolist()) == {0.0, torch.tensor(2.0).div(0.75).item()}
+    assert kept[:, 0].mean().item() == pytest.approx(2.0, abs=0.04)  # 20,000 draws: its deviation is 0.008
+    assert not torch.equal(kept[0], kept[1])
+    hidden = torch.randn(2, 3, 4)
+    assert torch.equal(dropout.eval()(hidden), hidden)
 
 
 def test_a_star_begins_as_the_shared_network_in_every_market() -> None:

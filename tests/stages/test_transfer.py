@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_audit_against_the_inverse(spark: SparkSession, tmp_path: Path) -> None:
             differences = [everyone[key] - gains[key] for key in everyone if key[0] == market]
             expected["others" if helper is None else ids[helper], ids[market]] = differences
 
-    rows = audit(context, bench_of(context))
+    rows = audit(context, bench_of(context), tmp_path)
     assert {(row["helper"], row["market"]) for row in rows} == set(expected)
     assert len(rows) == 3 * 3
     by_market = defaultdict(list)
@@ -106,6 +107,9 @@ def test_audit_against_the_inverse(spark: SparkSession, tmp_path: Path) -> None:
         assert found[0]["helper"] == "others"
         tested = [row for row in found if not math.isnan(row["p_t"])]
         assert [row["p_holm"] for row in tested] == pytest.approx(plain_holm([row["p_t"] for row in tested]))
+    (kept,) = tmp_path.glob("transfer-*.json")
+    kept.write_text(json.dumps(rows[:1]))
+    assert audit(context, bench_of(context), tmp_path) == rows[:1]  # read, not solved again
 
 
 def test_a_market_that_shares_nothing_helps_nobody(spark: SparkSession, tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_a_market_that_shares_nothing_helps_nobody(spark: SparkSession, tmp_path
     publish_candidates(spark, workspace, KEY, negatives=12, seen="excluded", seed=1)
     publish_gram(workspace)
     context = context_of(workspace)
-    rows = {(row["helper"], row["market"]): row for row in audit(context, bench_of(context))}
+    rows = {(row["helper"], row["market"]): row for row in audit(context, bench_of(context), tmp_path)}
     assert len(rows) == 4 * 4
     for pair in (("z", "p"), ("p", "z"), ("q", "z"), ("r", "z"), ("others", "z")):
         assert (rows[pair]["users"], rows[pair]["p_t"]) == (12, 1.0)
