@@ -96,7 +96,7 @@ class Validator:
             rows = torch.from_numpy(self._rows[block.users]).to(device)
             if by_lists:
                 slots = block.slots[torch.from_numpy(block.columns)].to(device)
-                parts = zip(rows.split(_LISTS), slots.split(_LISTS), strict=True)
+                parts = zip(torch.split(rows, _LISTS), torch.split(slots, _LISTS), strict=True)
                 listed = np.concatenate([score(block.market, *part).cpu().numpy() for part in parts])
             else:
                 scores = score(block.market, rows, block.slots.to(device)).cpu().numpy()
