@@ -132,7 +132,7 @@ class Ease(Section):
 
 
 class Linear(Section):
-    """A linear item model for each market, eq. 2, in which the other markets' shoppers weigh less."""
+    """What is linear in the history: each market's own item model, eq. 2, and the walks of two steps."""
 
     l1: Annotated[float, Field(ge=0.0)] = 1.0
     """lambda of eq. 2."""
@@ -140,6 +140,10 @@ class Linear(Section):
     """Its ridge weight, lambda_F."""
     others: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0, 0.1, 0.3, 1.0)
     """Weights of the other markets' Grams; all are solved, and the market's validation half chooses."""
+    walk_neighbours: NonNegativeInt = 50
+    """Items that the two-step walk to an item is kept from, RP3-beta; 0: no walks."""
+    walk_beta: Annotated[float, Field(ge=0.0, le=2.0)] = 0.7
+    """0: the walk; above 0 popular items are reached less."""
 
 
 class Walks(Section):
@@ -202,6 +206,8 @@ class Train(Section):
     """The linear score on top of the cosine: own: each market's own model (section linear); ease: B of eq. 4."""
     ease_weights: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 50.0)
     """Shares of the linear score tried on top, per market, on the validation half; []: the cosine alone."""
+    walk_weights: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0, 0.5, 1.0, 2.5, 5.0, 10.0)
+    """Then shares of the two-step walks (section linear), likewise; []: none. Not with linear: ease."""
     exclude_target: bool = False
     """Leave the pair to be predicted out of its own history. Off: B was fitted on that pair too (docs/decisions)."""
     dropout: Fraction = 0.0

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
 from m3rec_spark.data.build_arrays import build_arrays
 from m3rec_spark.ranking.scorers import LINEAR
-from m3rec_spark.similarity.market_linear import others_folder
+from m3rec_spark.similarity.market_linear import others_folder, walk_folder
 from m3rec_spark.tables import Workspace, arrow_schema
 
 Pair = tuple[str, str, str]  # market id, user id, item id
@@ -108,16 +108,17 @@ def publish_ease(workspace: Workspace, weights: np.ndarray) -> str:
     return str(workspace.folder("ease"))
 
 
-def publish_linear(workspace: Workspace, models: dict[float, np.ndarray]) -> str:
+def publish_linear(workspace: Workspace, models: dict[float, np.ndarray], walks: np.ndarray | None = None) -> str:
     """Linear models of the markets' own: B of all items by the weight of the other markets. Returns the folder."""
     arrays = open_arrays(workspace.folder("arrays"))
-    with workspace.publishing("linear", KEY, extra={"others": list(models)}) as folder:
-        for number, weights in enumerate(models.values()):
-            others_folder(folder, number).mkdir()
+    with workspace.publishing("linear", KEY, extra={"others": list(models), "walks": walks is not None}) as folder:
+        places = [(others_folder(folder, number), weights) for number, weights in enumerate(models.values())]
+        for place, weights in [*places, *([(walk_folder(folder), walks)] if walks is not None else [])]:
+            place.mkdir()
             for market in range(arrays.n_markets):
                 items = arrays.slot_items[arrays.market_slots(market)]
                 block = sp.csr_matrix(weights[np.ix_(items, items)].astype(np.float32))
-                sp.save_npz(others_folder(folder, number) / f"market-{market:05d}.npz", block)
+                sp.save_npz(place / f"market-{market:05d}.npz", block)
     return str(workspace.folder("linear"))
 
 

@@ -30,6 +30,11 @@ def others_folder(folder: str | Path, number: int) -> Path:
     return Path(folder) / f"others-{number:02d}"
 
 
+def walk_folder(folder: str | Path) -> Path:
+    """Where the two-step walks of the markets are, in the same files (two_steps.py)."""
+    return Path(folder) / "walks"
+
+
 def write_market_models(
     spark: SparkSession,
     gram_folder: str | Path,

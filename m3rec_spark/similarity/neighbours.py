@@ -52,14 +52,14 @@ def _strongest(
         for cell in range(starts[a], ends[a]):
             b = partners[cell]
             if first <= b < last:
-                _offer(chosen[b - first], likeness[b - first], a, float(values[cell]) ** 2 / diagonal[a])
+                offer(chosen[b - first], likeness[b - first], a, float(values[cell]) ** 2 / diagonal[a])
             if inside:
-                _offer(chosen[a - first], likeness[a - first], b, float(values[cell]) ** 2 / diagonal[b])
+                offer(chosen[a - first], likeness[a - first], b, float(values[cell]) ** 2 / diagonal[b])
     return chosen
 
 
 @compiled
-def _offer(chosen: NDArray[np.int32], likeness: NDArray[np.float64], item: int, value: float) -> None:
+def offer(chosen: NDArray[np.int32], likeness: NDArray[np.float64], item: int, value: float) -> None:
     """Takes the item in if it is before the last of those chosen: a heap of m, the last one at its root."""
     m = len(chosen)
     if value < likeness[0] or (value == likeness[0] and item > chosen[0]):

@@ -22,8 +22,10 @@ from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.validation import validation_sample
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.similarity import entries, gram, market_linear, skipgram, walks
+from m3rec_spark.similarity.market_linear import walk_folder
 from m3rec_spark.similarity.probe import Probe, held_out_pairs
 from m3rec_spark.similarity.solvers import Machine
+from m3rec_spark.similarity.two_steps import write_two_steps
 from m3rec_spark.stages import solve, walk
 from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.machine import describe_machine
@@ -154,25 +156,32 @@ def _similarity(
 
 
 def _publish_linear(context: Context, report: Report) -> None:
-    """The markets' own linear models."""
+    """The markets' own linear models, and their walks of two steps."""
     settings, workspace = context.config.linear, context.workspace
     if context.is_fresh("linear"):
         log.info("linear: kept from the run before")
     else:
-        facts: Report = {"others": list(settings.others)}
+        facts: Report = {"others": list(settings.others), "walks": settings.walk_neighbours > 0, "walk_entries": 0}
         with workspace.publishing("linear", context.key, extra=facts) as folder:
             facts["linear_entries"], facts["linear_restless"] = market_linear.write_market_models(
                 context.spark(), workspace.folder("gram"), workspace.folder("arrays"), folder,
                 weights=solve.market_weights(context), others=settings.others, l1=settings.l1, l2=settings.l2,
             )  # fmt: skip
+            if settings.walk_neighbours:
+                walk_folder(folder).mkdir()
+                facts["walk_entries"] = write_two_steps(
+                    context.spark(), workspace.folder("arrays"), walk_folder(folder),
+                    settings.walk_neighbours, settings.walk_beta,
+                )  # fmt: skip
             (folder / "linear.json").write_text(json.dumps(settings.model_dump()), encoding="utf-8")
     facts = workspace.facts("linear")
-    report |= {name: facts[name] for name in ("linear_entries", "linear_restless")}
+    report |= {name: facts[name] for name in ("linear_entries", "linear_restless", "walk_entries")}
     if facts["linear_restless"]:
         log.warning("linear: %d columns stopped before they came to rest", facts["linear_restless"])
     log.info(
-        "linear: %d entries in models of the markets' own, the others weighing %s", facts["linear_entries"],
-        ", ".join(f"{weight:g}" for weight in facts["others"]) or "nothing: none is made",
+        "linear: %d entries in models of the markets' own, the others weighing %s; %d in the walks of two steps",
+        facts["linear_entries"], ", ".join(f"{weight:g}" for weight in facts["others"]) or "nothing: none is made",
+        facts["walk_entries"],
     )  # fmt: skip
 
 

@@ -30,7 +30,8 @@ from m3rec_spark.similarity.slim import fit_slim
 from m3rec_spark.similarity.walk_graph import item_weights
 from m3rec_spark.similarity.walks import walk_matrix
 from m3rec_spark.similarity.weights import MarketItems, publish_sparse
-from m3rec_spark.stages.market_model import add_linear, batch_loss, build_model, epoch_batches
+from m3rec_spark.stages.linear_part import add_linear
+from m3rec_spark.stages.market_model import batch_loss, build_model, epoch_batches
 from m3rec_spark.tables import Workspace
 from m3rec_spark.training.export import export_model
 from m3rec_spark.training.loop import TrainState, fit, optimizers

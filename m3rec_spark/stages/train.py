@@ -16,7 +16,8 @@ from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores, va
 from m3rec_spark.models.m3rec import M3Rec
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.stages.context import Context
-from m3rec_spark.stages.market_model import add_linear, batch_loss, build_model, epoch_batches
+from m3rec_spark.stages.linear_part import add_linear
+from m3rec_spark.stages.market_model import batch_loss, build_model, epoch_batches
 from m3rec_spark.tables import Workspace
 from m3rec_spark.training import checkpoint
 from m3rec_spark.training.curves import loss_curve

@@ -19,6 +19,7 @@ from m3rec_spark.schema import TABLES
 from m3rec_spark.similarity.market_rows import market_rows
 from m3rec_spark.similarity.similarity_table import similarity_matrix
 from m3rec_spark.similarity.solvers import Machine
+from m3rec_spark.similarity.two_steps import two_steps
 from m3rec_spark.similarity.walk_graph import graph_bytes
 from m3rec_spark.similarity.walks import walk_matrix
 from m3rec_spark.stages import pretrain, solve, walk
@@ -108,6 +109,17 @@ def test_linear_models_are_eq_2_on_the_weighted_grams(done: tuple[Workspace, Rec
     report = json.loads((workspace.root / pretrain.REPORT).read_text())
     assert report["linear_restless"] == 0
     assert report["linear_entries"] > 0
+
+
+def test_walks_of_two_steps_are_those_of_the_arrays(done: tuple[Workspace, Recorder]) -> None:
+    workspace, _ = done
+    arrays, settings, entries = open_arrays(workspace.folder("arrays")), load().linear, 0
+    for market in range(3):
+        P = two_steps(arrays, market, settings.walk_neighbours, settings.walk_beta)
+        found = market_rows(str(workspace.folder("linear") / "walks"), market)(np.arange(P.shape[0]))
+        assert (found != P).nnz == 0
+        entries += P.nnz
+    assert json.loads((workspace.root / pretrain.REPORT).read_text())["walk_entries"] == entries > 0
 
 
 def by_hand(workspace: Workspace, market_weights: dict[int, float] | None = None) -> np.ndarray:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.numpy import load_file
+from scipy.sparse import load_npz
 from small_workspace import publish_ease, publish_linear
 
 from m3rec_spark.config import load
@@ -258,6 +259,48 @@ def test_the_linear_part_goes_with_the_model(workspace: Workspace) -> None:
         assert (model / "linear" / name).read_bytes() == (workspace.folder("linear") / "others-00" / name).read_bytes()
     scorer = published_scorer(str(model), str(workspace.folder("ease")))
     assert scorer.ease == EaseScorer(str(model / "linear"))
+
+
+def test_the_walks_go_into_the_served_matrix(workspace: Workspace) -> None:
+    """w B + t P over w; without the intra-market side P, whose share is t; without the inter-market side B."""
+    arrays = open_arrays(workspace.folder("arrays"))
+    names = [f"market-{market:05d}.npz" for market in range(arrays.n_markets)]
+    model = lambda name: load_npz(workspace.folder("model") / "linear" / name).toarray()  # noqa: E731
+    given = ["train.epochs=1", "train.ease_weights=[40.0]", "train.walk_weights=[10.0]"]
+    rng = np.random.default_rng(0)
+    B, P = (rng.random((ITEMS, ITEMS)) * (rng.random((ITEMS, ITEMS)) < 0.4) for _ in range(2))
+    (workspace.root / "linear").unlink()  # the template's
+    publish_linear(workspace, {0.0: B}, P)
+    local = [np.ix_(items, items) for items in (arrays.slot_items[arrays.market_slots(m)] for m in range(2))]
+    cases: list[tuple[list[str], float, Any, list[list[float]]]] = [
+        ([], 40.0, B + P / 4, [[40.0] * 2, [10.0] * 2, [0.0] * 2]),
+        (["train.intra=false"], 10.0, P, [[], [10.0] * 2, []]),
+        (["train.inter=false"], 40.0, B, [[40.0] * 2, [], [0.0] * 2]),
+        (["train.ease_weights=[0.0]"], 10.0, P, [[0.0] * 2, [10.0] * 2, [0.0] * 2]),
+    ]
+    for changes, share, wanted, told in cases:
+        run(workspace, *given, *changes)
+        assert np.load(workspace.folder("model") / "ease_weights.npy").tolist() == [share] * 2
+        for name, place in zip(names, local, strict=True):
+            np.testing.assert_allclose(model(name), wanted[place], rtol=1e-5)
+        report = json.loads((workspace.root / "reports/train.json").read_text())
+        assert [report[key] for key in ("ease_weights", "walk_weights", "linear_others")] == told
+    run(workspace, *given, "train.ease_weights=[0.0]", "train.walk_weights=[0.0]")
+    assert not list((workspace.folder("model") / "linear").iterdir())
+    for nothing in (["train.ease_weights=[]"], ["train.intra=false", "train.inter=false"]):
+        run(workspace, *given, *nothing)
+        assert not (workspace.folder("model") / "ease_weights.npy").exists()
+
+
+def test_walks_get_the_share_that_validation_wants(workspace: Workspace) -> None:
+    """Where B knows nothing, walks that know the groups are wanted, and those that mislead are not."""
+    same = np.equal.outer(np.arange(ITEMS) % GROUPS, np.arange(ITEMS) % GROUPS) * (1.0 - np.eye(ITEMS))
+    (workspace.root / "linear").unlink()  # the template's
+    for P, wanted in ((same, True), (1.0 - same, False)):
+        publish_linear(workspace, {0.0: np.zeros_like(P)}, P)
+        run(workspace, "train.epochs=1", "train.learning_rate=1e-9", "train.walk_weights=[0.0,50.0]")
+        report = json.loads((workspace.root / "reports/train.json").read_text())
+        assert (report["walk_weights"][0] > 0) == wanted
 
 
 def test_the_share_of_ease_goes_with_the_model(workspace: Workspace) -> None:
