@@ -57,18 +57,18 @@ def add_linear(
     Gives `ease_weights`, the shares w_m; `walk_weights`, the shares t_m; and with linear models of the markets' own
     `linear_others`, the weight of the other markets' shoppers in each. Empty lists for what has no part.
     """
-    own = settings.linear == "own"
-    facts: dict[str, Any] = workspace.facts("linear") if own else {"others": [], "walks": False}
+    facts: dict[str, Any] = workspace.facts("linear") if settings.linear == "own" else {"others": []}
     others: list[float] = facts["others"]
+    own = bool(others)  # else B of the table `ease`: where pretrain made no model of the markets' own, too
     none = np.zeros(arrays.n_markets, np.float32)
     chosen, weights, walked = none.astype(np.intp), none, none
     cosine, linear, walks = CosineScorer(str(folder)), list[EaseScorer](), None
-    if settings.intra and settings.ease_weights and (others or not own):
+    if settings.intra and settings.ease_weights:
         table = workspace.folder("linear" if own else "ease")
         places = [others_folder(table, number) for number in range(len(others))] if own else [table]
         linear = [EaseScorer(str(place)) for place in places]
         chosen, weights = choose_weights(cosine, linear, arrays, sample, settings.ease_weights)
-    if settings.inter and settings.ease_weights and settings.walk_weights and facts["walks"]:
+    if settings.inter and settings.ease_weights and settings.walk_weights and own and facts["walks"]:
         walks = walk_folder(workspace.folder("linear"))
         base = _Sum(cosine, linear, chosen, weights)
         _, walked = choose_weights(base, [EaseScorer(str(walks))], arrays, sample, settings.walk_weights)
@@ -92,7 +92,7 @@ def add_linear(
 
 
 def _lay(folder: Path, name: str, B: Path | None, weight: float, walks: Path | None, walked: float) -> None:
-    """W B + t P over the share that the model names: w, or t where w is 0. B alone or P alone is copied as it is."""
+    """(w B + t P) over the share that the model names: w, or t where w is 0. B alone or P alone is copied as it is."""
     if B and walks and walked:
         both = sparse.load_npz(B / name) + np.float32(walked / weight) * sparse.load_npz(walks / name)
         sparse.save_npz(folder / name, both.tocsr().astype(np.float32))

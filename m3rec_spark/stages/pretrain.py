@@ -22,7 +22,6 @@ from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.validation import validation_sample
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.similarity import entries, gram, market_linear, skipgram, walks
-from m3rec_spark.similarity.market_linear import walk_folder
 from m3rec_spark.similarity.probe import Probe, held_out_pairs
 from m3rec_spark.similarity.solvers import Machine
 from m3rec_spark.similarity.two_steps import write_two_steps
@@ -168,9 +167,10 @@ def _publish_linear(context: Context, report: Report) -> None:
                 weights=solve.market_weights(context), others=settings.others, l1=settings.l1, l2=settings.l2,
             )  # fmt: skip
             if settings.walk_neighbours:
-                walk_folder(folder).mkdir()
+                walks_folder = market_linear.walk_folder(folder)
+                walks_folder.mkdir()
                 facts["walk_entries"] = write_two_steps(
-                    context.spark(), workspace.folder("arrays"), walk_folder(folder),
+                    context.spark(), workspace.folder("arrays"), walks_folder,
                     settings.walk_neighbours, settings.walk_beta,
                 )  # fmt: skip
             (folder / "linear.json").write_text(json.dumps(settings.model_dump()), encoding="utf-8")

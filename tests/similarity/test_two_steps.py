@@ -10,22 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
+from shops import SMALL
 
 from m3rec_spark.data.arrays import MarketArrays, save_arrays
 from m3rec_spark.data.synthetic import generate_arrays
 from m3rec_spark.similarity.market_rows import market_rows
 from m3rec_spark.similarity.two_steps import two_steps, write_two_steps
-
-# Market 0: users {0, 1}, {2}; market 1, which sells 1, 2, 3: users {1}, {1, 2}, none. Item 3 is cold.
-SMALL = MarketArrays(
-    indptr=np.array([0, 2, 3, 4, 6, 6]),
-    slots=np.array([0, 1, 2, 3, 3, 4], np.int32),
-    user_offsets=np.array([0, 2, 5]),
-    slot_items=np.array([0, 1, 2, 1, 2, 3], np.int32),
-    slot_offsets=np.array([0, 3, 6]),
-    slot_counts=np.array([1, 1, 1, 2, 1, 0], np.int32),
-    n_items=4,
-)
 
 
 def test_by_hand() -> None:

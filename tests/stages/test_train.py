@@ -287,6 +287,10 @@ def test_the_walks_go_into_the_served_matrix(workspace: Workspace) -> None:
         assert [report[key] for key in ("ease_weights", "walk_weights", "linear_others")] == told
     run(workspace, *given, "train.ease_weights=[0.0]", "train.walk_weights=[0.0]")
     assert not list((workspace.folder("model") / "linear").iterdir())
+    publish_linear(workspace, {}, P)  # no model of the markets' own: a share of `ease`, and nothing to fold walks into
+    run(workspace, *given)
+    assert not (workspace.folder("model") / "linear").exists()
+    assert np.load(workspace.folder("model") / "ease_weights.npy").tolist() == [40.0] * 2
     for nothing in (["train.ease_weights=[]"], ["train.intra=false", "train.inter=false"]):
         run(workspace, *given, *nothing)
         assert not (workspace.folder("model") / "ease_weights.npy").exists()
