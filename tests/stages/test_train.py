@@ -305,6 +305,9 @@ def test_walks_get_the_share_that_validation_wants(workspace: Workspace) -> None
         run(workspace, "train.epochs=1", "train.learning_rate=1e-9", "train.walk_weights=[0.0,50.0]")
         report = json.loads((workspace.root / "reports/train.json").read_text())
         assert (report["walk_weights"][0] > 0) == wanted
+    publish_linear(workspace, {0.0: same}, same)  # B has said it all
+    run(workspace, "train.epochs=1", "train.ease_weights=[50.0]", "train.walk_weights=[0.0,50.0]")
+    assert json.loads((workspace.root / "reports/train.json").read_text())["walk_weights"] == [0.0, 0.0]
 
 
 def test_the_share_of_ease_goes_with_the_model(workspace: Workspace) -> None:
