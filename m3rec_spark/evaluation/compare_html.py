@@ -19,6 +19,7 @@ from m3rec_spark.evaluation.tables import (
     system_table,
     title,
     transfer_table,
+    trial_table,
     unscored_table,
     values,
 )
@@ -63,7 +64,7 @@ def compare_page(report: Report) -> str:
     parts += ["<h2>Who helps whom</h2>", _HELPS, _html(transfer_table(report), report, left=1)]
     parts += ["<h3>Items that two markets share</h3>", _heat(report["shared_items"])]
     parts += ["<h2>Training</h2><p>Validation NDCG@10 by epoch, first seed of each system.</p>", _curves(report)]
-    parts += ["<h3>Settings tried on the validation half</h3>", _html(_trial_table(report), report, wrap=True)]
+    parts += ["<h3>Settings tried on the validation half</h3>", _html(trial_table(report), report, wrap=True)]
     head = f"<meta charset=utf-8><title>m3rec compare</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
 
@@ -202,15 +203,6 @@ def _curves(report: Report) -> str:
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str = "#1c2430") -> str:
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="12" fill="{colour}">{escape(text)}</text>'
-
-
-def _trial_table(report: Report) -> Table:
-    table = [["system", "settings", "validation NDCG@10 x 100", "seconds"]]
-    for trial in report["trials"]:
-        settings = ", ".join(f"{key}={value}" for key, value in trial["settings"].items()) or "as configured"
-        found = f"{100 * trial['valid_ndcg_10']:.2f}"
-        table.append([title(report, trial["model"]), settings, found, f"{trial['seconds']:.0f}"])
-    return table
 
 
 def _colour(report: Report, name: str) -> str:

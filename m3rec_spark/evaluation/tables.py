@@ -118,6 +118,16 @@ def transfer_table(report: Report) -> Table:
     return table
 
 
+def trial_table(report: Report) -> Table:
+    """What was tried, with the seconds of its training."""
+    table = [["system", "settings", "validation NDCG@10 x 100", "seconds"]]
+    for trial in report["trials"]:
+        settings = ", ".join(f"{key}={value}" for key, value in trial["settings"].items()) or "as configured"
+        found = f"{100 * trial['valid_ndcg_10']:.2f}"
+        table.append([title(report, trial["model"]), settings, found, f"{trial['seconds']:.0f}"])
+    return table
+
+
 def table_2(report: Report) -> str:
     """Plain text: Table 2 under every contract, the ablations, and who helps whom."""
     parts = []

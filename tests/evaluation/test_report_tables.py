@@ -15,6 +15,7 @@ from m3rec_spark.evaluation.tables import (
     system_table,
     table_2,
     transfer_table,
+    trial_table,
     unscored_table,
 )
 
@@ -117,3 +118,14 @@ def test_text() -> None:
 
 def test_aligned() -> None:
     assert aligned([["a", "bcd", "e"], ["fgh", "", "i"], ["j", "k", ""]]) == ["a    bcd  e", "fgh       i", "j    k"]
+
+
+def test_trials_are_listed_with_their_settings_and_cost() -> None:
+    trials = [
+        {"model": "ease", "settings": {}, "valid_ndcg_10": 0.12345, "seconds": 1.6},
+        {"model": "neumf", "settings": {"dimension": 8, "widths": [4, 2]}, "valid_ndcg_10": 0.5, "seconds": 0.2},
+    ]
+    assert trial_table({**REPORT, "trials": trials})[1:] == [
+        ["EASE^R", "as configured", "12.35", "2"],
+        ["NeuMF", "dimension=8, widths=[4, 2]", "50.00", "0"],
+    ]

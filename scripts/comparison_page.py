@@ -1,0 +1,90 @@
+"""The report of `m3rec compare` as a page of the documentation.
+
+python scripts/comparison_page.py build/xmarket > docs/comparison.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from m3rec_spark.evaluation.report import TITLES
+from m3rec_spark.evaluation.tables import (
+    VARIANTS,
+    Report,
+    Table,
+    group_table,
+    names_of,
+    runner_up_table,
+    system_table,
+    transfer_table,
+    trial_table,
+)
+
+HEAD = """# The systems compared
+
+The paper's Tables 2, 3 and 4 on its five markets, as
+`python scripts/comparison_page.py build/xmarket > docs/comparison.md` reads them from the report of
+
+```
+m3rec compare --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket
+```
+
+on 2 cores: {hours:.1f} hours of training, {runs} runs; ranking comes on top. Settings were chosen on the validation
+half, of {trials} at most a system, of {seconds:.0f} s of training each; the test half only judges. Seeds {seeds}.
+± is the standard deviation over seeds; \\* \\*\\* \\*\\*\\*: M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test on
+the users' gains, Holm over the markets); +: it is worse. What is measured: [the evaluation contract](evaluation.md).
+"""
+
+
+def main() -> None:
+    print(page(json.loads((Path(sys.argv[1]) / "reports" / "compare.json").read_text(encoding="utf-8"))), end="")
+
+
+def page(report: Report) -> str:
+    """Markdown."""
+    settings = report["settings"]
+    runs = {(run["model"], json.dumps(run["settings"]), run["seed"]): run for run in report["trials"] + report["runs"]}
+    parts = [
+        HEAD.format(
+            hours=sum(run["seconds"] for run in runs.values()) / 3600,
+            runs=len(runs),
+            trials=settings["trials"],
+            seconds=settings["trial_seconds"],
+            seeds=f"{settings['seed']} to {settings['seed'] + settings['seeds'] - 1}",
+        )
+    ]
+    for contract in report["contracts"]:
+        name = contract["name"]
+        variants = [one for one in VARIANTS if one in {row["model"] for row in report["means"]}]
+        parts += [
+            f"## Contract {name}\n\nSHA-256 `{contract['sha256']}`: {contract['counts']['test']:,} test users, up to "
+            f"{contract['negatives']} negatives of the market, seen items {contract['seen']}.\n",
+            *(
+                section(f"{title} x 100", system_table(report, name, metric, names_of(report, name)))
+                for metric, title in TITLES.items()
+            ),
+            section("M3Rec less the runner-up, NDCG@10", runner_up_table(report, name, "ndcg_10")),
+            section("Table 3, NDCG@10 x 100", system_table(report, name, "ndcg_10", variants)),
+            section("Table 3, MRR@10 x 100", system_table(report, name, "mrr", variants)),
+            section(
+                "Table 4, MRR@10 x 100 (users)",
+                group_table(report, name, "item", ["m3rec", "m3rec_without_both", "ease"]),
+            ),
+        ]
+    parts += [
+        section("Who helps whom: EASE^R, NDCG@10 x 100", transfer_table(report), "##"),
+        section("Settings tried", trial_table(report), "##"),
+    ]
+    return "\n".join(parts)
+
+
+def section(head: str, table: Table, level: str = "###") -> str:
+    """A heading and a table of pipes; asterisks and bars of the cells as they are."""
+    lines = ["| " + " | ".join(cell.replace("*", "\\*").replace("|", "\\|") for cell in row) + " |" for row in table]
+    return "\n".join([f"{level} {head}\n", lines[0], "|---" * len(table[0]) + "|", *lines[1:], ""])
+
+
+if __name__ == "__main__":
+    main()
