@@ -36,7 +36,8 @@ xmarket: ## the whole pipeline on the five real markets: make xmarket DATA=<fold
 doctor: setup-python ## checks this machine: versions, Java, disk, known traps
 	@$(BIN)/m3rec doctor $(ARGS)
 
-test: setup ## all tests
+test: ## all tests
+	@scripts/setup.sh --with-browser
 	@$(WITH_JAVA) $(BIN)/python -m pytest $(ARGS)
 
 check: setup-python ## lint, types and the tests without Spark; about a minute

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes .venv with the pinned set and finds Java 17 or 21; run by make, and cheap to run again.
 #
-#   scripts/setup.sh [--without-java]
+#   scripts/setup.sh [--without-java | --with-browser]
 #
 # Python: $PYTHON, else the first 3.10 or 3.11 of python3.11, python3.10, python3. pip's own settings and environment
 # variables apply. Java: $JAVA_HOME, PATH, then /usr/lib/jvm; its home is written to .venv/java_home.
-# System packages are installed with apt-get only as root or where sudo asks for no password.
+# System packages are installed with apt-get only as root or where sudo asks for no password. A browser, which one test
+# looks at the report of compare with, is installed where that is easy; without one that test says why it skips.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
@@ -123,6 +124,17 @@ find_or_install_java() {
     printf '%s\n' "$home" >.venv/java_home
 }
 
+# --- a browser
+
+find_or_install_browser() {
+    local name
+    for name in chromium chromium-browser google-chrome chrome; do
+        if command -v "$name" >/dev/null; then return; fi
+    done
+    if may_install && say "installing chromium" && apt_install chromium; then return; fi
+    say "no browser: a test of the report of compare will skip; Debian has one as the package chromium"
+}
+
 # Two makes at once wait for each other; the lock lies on this file itself and goes with the process.
 exec 9<scripts/setup.sh
 if command -v flock >/dev/null; then flock 9; fi
@@ -130,3 +142,4 @@ if command -v flock >/dev/null; then flock 9; fi
 venv_works || make_venv
 install_package
 if [[ ${1-} != --without-java ]]; then find_or_install_java; fi
+if [[ ${1-} == --with-browser ]]; then find_or_install_browser; fi

@@ -32,6 +32,7 @@ APT = r"""
 echo "apt-get $*" >>"$STUB_LOG"
 case "$*" in
     *install*venv) touch "$STUB_LOG.apt" ;;
+    *install*chromium) exit "${STUB_BROWSER:-0}" ;;
     *install*openjdk-17*) exit 100 ;; # as on Debian 13
     *install*openjdk-21*) mkdir -p JVM/java-21/bin; cp "$STUB_JAVA" JVM/java-21/bin/java ;;
 esac
@@ -177,3 +178,26 @@ def test_java_is_installed_where_there_is_none(checkout: Checkout) -> None:
         "openjdk-17-jre-headless",
         "openjdk-21-jre-headless",
     ]
+
+
+def test_a_browser_is_installed_for_the_tests_alone(checkout: Checkout) -> None:
+    java = checkout.java.parents[1]
+    checkout.setup(java_home=java)
+    assert not any(line.startswith("apt-get") for line in checkout.asked)
+    done = checkout.setup("--with-browser", java_home=java)
+    assert (done.returncode, "no browser" in done.stderr) == (0, False)
+    assert checkout.asked[-1] == "apt-get install -q -y --no-install-recommends chromium"
+
+
+def test_a_browser_that_is_there_is_kept(checkout: Checkout) -> None:
+    checkout.stand_in(checkout.bin / "google-chrome", "")
+    assert checkout.setup("--with-browser", java_home=checkout.java.parents[1]).returncode == 0
+    assert not any(line.startswith("apt-get") for line in checkout.asked)
+
+
+@pytest.mark.parametrize("stubs", [{"STUB_BROWSER": "100"}, {}])
+def test_without_a_browser_the_set_up_goes_on(checkout: Checkout, stubs: dict[str, str]) -> None:
+    if not stubs:
+        (checkout.bin / "apt-get").unlink()
+    done = checkout.setup("--with-browser", java_home=checkout.java.parents[1], **stubs)
+    assert (done.returncode, "no browser" in done.stderr) == (0, True)
