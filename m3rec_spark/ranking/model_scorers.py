@@ -1,7 +1,7 @@
 """Scorers of the torch models of Table 2: from vectors, or by running the module in the worker.
 
 A module is asked for one user at a time, so that his scores do not depend on who else is in the block: every call has
-the same shape. That is no slower, as a user meets all items of the market at once.
+the same shapes. That is no slower, as a user meets thousands of items at once.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from m3rec_spark.ranking.scorers import Scores, mapped
 from m3rec_spark.similarity.dense import inner_products
 
 _WEIGHTS, _SYSTEM = "weights.safetensors", "system.json"
+_ITEMS = 4096  # at once: bounds the hidden layers, which for larger catalogues fall out of the caches
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,13 @@ class ModuleScorer:
     def score(self, arrays: MarketArrays, market: int, users: NDArray[np.int32]) -> Scores:
         """See Scorer."""
         score, slots = _module(self.folder, self.arrays_folder).scorer(), arrays.market_slots(market)
-        columns = torch.arange(slots.start, slots.stop)
-        found = np.empty((len(users), len(columns)), np.float32)
+        parts = torch.split(torch.arange(slots.start, slots.stop), _ITEMS)
+        found = np.empty((len(users), slots.stop - slots.start), np.float32)
         with torch.no_grad():
-            for place, row in enumerate(torch.split(torch.from_numpy(arrays.user_offsets[market] + users), 1)):
-                found[place] = score(market, row, columns)[0].numpy()
+            for scores, row in zip(
+                found, torch.split(torch.from_numpy(arrays.user_offsets[market] + users), 1), strict=True
+            ):
+                scores[:] = np.concatenate([score(market, row, part)[0].numpy() for part in parts])
         return found
 
 

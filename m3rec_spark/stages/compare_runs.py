@@ -114,9 +114,12 @@ def _train(bench: Bench, system: System, name: str, settings: Settings, seed: in
 def rank_runs(
     context: Context, bench: Bench, runs: Sequence[Run], lists: DataFrame, contract: Mapping[str, Any]
 ) -> DataFrame:
-    """RANKS of the test half under a contract, for every run; what is ranked already is kept."""
+    """RANKS of the test half under a contract, for every run; what is ranked already is kept.
+
+    The users are spread over the tasks first: one of a large market costs several of a small one.
+    """
     arrays, frames = context.workspace.folder("arrays"), []
-    test = lists.filter(F.col("half") == "test")
+    test = lists.filter(F.col("half") == "test").repartition(context.config.spark.shuffle_partitions, "market", "user")
     for run in runs:
         place = run.folder / _RANKS / contract["sha256"][:12]
         if not (place / "_SUCCESS").is_file():
