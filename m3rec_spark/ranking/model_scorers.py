@@ -57,11 +57,10 @@ class ModuleScorer:
         """See Scorer."""
         score, slots = _module(self.folder, self.arrays_folder).scorer(), arrays.market_slots(market)
         parts = torch.split(torch.arange(slots.start, slots.stop), _ITEMS)
+        rows = torch.from_numpy(arrays.user_offsets[market] + users)[:, None]
         found = np.empty((len(users), slots.stop - slots.start), np.float32)
         with torch.no_grad():
-            for scores, row in zip(
-                found, torch.split(torch.from_numpy(arrays.user_offsets[market] + users), 1), strict=True
-            ):
+            for scores, row in zip(found, rows, strict=True):
                 scores[:] = np.concatenate([score(market, row, part)[0].numpy() for part in parts])
         return found
 

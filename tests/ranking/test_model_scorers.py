@@ -25,7 +25,11 @@ def shop(tmp_path: Path) -> tuple[str, MarketArrays]:
 
 
 @pytest.mark.parametrize("name", ["neumf", "star", "forec"])
-def test_a_saved_module_scores_as_it_did(shop: tuple[str, MarketArrays], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("items", [4096, 3])
+def test_a_saved_module_scores_as_it_did(
+    shop: tuple[str, MarketArrays], tmp_path: Path, name: str, items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3rec_spark.ranking.model_scorers._ITEMS", items)
     folder, arrays = shop
     given = SETTINGS | ({"inner_rate": 0.1} if name == "forec" else {})
     module = build(name, arrays, given, seed=3).eval()
