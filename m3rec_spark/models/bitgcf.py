@@ -1,11 +1,12 @@
 """Bi-TGCF (Liu et al. 2020, CIKM, eq. 3-9): a graph convolution in every market, and a transfer between them.
 
     E_m^(k+1) = (D^-1/2 A_m D^-1/2 + I) E_m^(k) and then, for an item that several markets sell,
-    e_m <- (lambda e_m + (1 - lambda) mean of the others + sum_k n_k e_k / sum_k n_k) / 2,   n_k its train pairs in k
+    e_m <- (lambda e_m + (1 - lambda) mean_k e_k + sum_k n_k e_k / sum_k n_k) / 2,   n_k its train pairs in market k
     y = e_u' e_i,  e the layers one after the other;  cross-entropy
 
-The original transfers users of two domains; markets share items instead, and there are M of them. A market in which a
-shared item has no train pair only receives. Cost of a step: 8 K N d flops and 4 K nnz(transfer) d.
+The original transfers users of two domains; markets share items instead, and there are M of them. The mean is over the
+other markets with train pairs of the item: one in which it has none only receives.
+Cost of a step: 8 K N d flops and 4 K nnz(transfer) d.
 """
 
 from __future__ import annotations
@@ -73,17 +74,16 @@ def transfer_matrix(arrays: MarketArrays, keep: float) -> sp.csr_matrix:
     >>> float(abs(rows - 1).max()) < 1e-6
     True
     """
-    n_slots = len(arrays.slot_items)
+    n_slots, counts = len(arrays.slot_items), np.asarray(arrays.slot_counts, np.float64)
     sold = sp.csr_matrix(
         (np.ones(n_slots), (np.arange(n_slots), arrays.slot_items)), shape=(n_slots, arrays.n_items)
     )  # fmt: skip
     same = sp.coo_matrix(sold @ sold.T)  # the slots of one item
-    counts = np.asarray(arrays.slot_counts, np.float64)
-    others = np.asarray(same.sum(axis=1)).ravel() - 1
+    gives = counts > 0
+    others = sold @ (sold.T @ gives.astype(np.float64)) - gives
     all_counts = sold @ (sold.T @ counts)
     own = same.row == same.col
-    mixed = np.where(own, keep, (1 - keep) / np.maximum(others, 1)[same.row])
+    mixed = np.where(own, keep, (1 - keep) * gives[same.col] / np.maximum(others, 1)[same.row])
     common = counts[same.col] / np.maximum(all_counts, 1)[same.row]
-    common[all_counts[same.row] == 0] = own[all_counts[same.row] == 0]  # cold everywhere
-    values = np.where(others[same.row] == 0, 1.0, (mixed + common) / 2)
+    values = np.where(others[same.row] == 0, own, (mixed + common) / 2)
     return sp.csr_matrix((values.astype(np.float32), (same.row, same.col)), shape=(n_slots, n_slots))

@@ -36,7 +36,12 @@ class LightGCN(nn.Module):
         self.start = nn.Parameter(nn.init.normal_(torch.empty(layout.n_rows + layout.n_items, dimension), std=0.1))
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """(R, d) users, (n, d) items."""
+        """(R, d) users, (S, d) items by slot."""
+        users, items = self.propagated()
+        return users, items[self.layout.slot_item]
+
+    def propagated(self) -> tuple[Tensor, Tensor]:
+        """(R, d) users, (n, d) items: of an item, the same in all markets."""
         layer, total = self.start, self.start
         for _ in range(self.layers):
             layer = self.propagate(layer)
@@ -46,7 +51,7 @@ class LightGCN(nn.Module):
 
     def loss(self, pairs: Pairs) -> Tensor:
         """BPR and the penalty, mean over the pairs."""
-        users, items = self.vectors()
+        users, items = self.propagated()
         rows, slots = whole_batch(pairs)
         index = self.layout.slot_item[slots]
         user, item = F.embedding(rows, users), F.embedding(index, items)
@@ -55,7 +60,7 @@ class LightGCN(nn.Module):
 
     def scorer(self) -> PairScores:
         """Scores of the model as it stands; the propagation is done once."""
-        users, items = self.vectors()
+        users, items = self.propagated()
         return lambda _, rows, slots: users[rows] @ items[self.layout.slot_item[slots]].T
 
 

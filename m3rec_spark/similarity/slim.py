@@ -66,7 +66,7 @@ def _descend(
     restless = 0
     for j in range(n):
         for cell in range(starts[j], starts[j + 1]):
-            slope[columns[cell]] = counts[cell]  # A_ij - sum_k A_ik b_kj, at b = 0
+            slope[columns[cell]] = counts[cell]  # A_ij - sum_k A_ik b_kj, at b = 0; read within row j alone
         moved = np.inf
         for _ in range(passes):
             moved = 0.0
@@ -84,10 +84,4 @@ def _descend(
             if moved <= tolerance:
                 break
         restless += moved > tolerance
-        for place in range(starts[j], starts[j + 1]):  # whatever a change reached is set back
-            if found[place] != 0.0:
-                i = columns[place]
-                for cell in range(starts[i], starts[i + 1]):
-                    slope[columns[cell]] = 0.0
-            slope[columns[place]] = 0.0
     return found, restless

@@ -90,7 +90,7 @@ def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: i
         include={"trial_seconds", "epochs", "patience", "validation_users", "seed"}
     )
     read = {section: provenance(bench.config, section) for section in system.reads}
-    place = folder / f"{name}-{digest(bench.data_key, name, dict(settings), seed, limits, read)[:12]}"
+    place = folder / f"{name}-{digest(bench.data_key, name, system.version, dict(settings), seed, limits, read)[:12]}"
     if not (place / _RESULT).is_file():
         _train(bench, system, name, settings, seed, place)
     return Run(name, settings, seed, place, json.loads((place / _RESULT).read_text(encoding="utf-8")))

@@ -6,6 +6,7 @@ Closed forms need the n x n Gram on the driver, as EASE's solver `driver` does, 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,15 +132,18 @@ def train_module(name: str) -> Callable[[Bench, Settings, int, Path], Facts]:
         changed |= {"loss": "margin", "dropout": 0.0, "exclude_target": False}  # margin: own negatives of each pair
         options = bench.config.train.model_copy(update=changed)
         model = build(name, bench.arrays, given, seed).to(bench.device)
-        facts = _fit(bench, model, options, name in PAIR_MODELS)
-        if isinstance(model, Forec):
+        if isinstance(model, Forec):  # one budget for both phases: what the first leaves, half of it at least
+            start = time.perf_counter()
+            facts: Facts = {"pretrained": _fit(bench, model, options, True, bench.seconds / 2)}
             model.fork()
-            facts["forked"] = _fit(bench, model, options, by_lists=True)
+            facts |= _fit(bench, model, options, True, bench.seconds - (time.perf_counter() - start))
+        else:
+            facts = _fit(bench, model, options, name in PAIR_MODELS, bench.seconds)
         model.eval()
         if name in PAIR_MODELS:
             save_module(model, folder, name, given)
         else:
-            _save_vectors(model, bench.arrays, folder)
+            _save_vectors(model, folder)
         return facts
 
     return train
@@ -162,11 +166,11 @@ def train_m3rec(bench: Bench, settings: Settings, seed: int, folder: Path) -> Fa
         seconds=bench.seconds,
     )  # fmt: skip
     export_model(model, folder, options.model_dump(mode="json"), state.best_epoch)
-    return _told(state) | add_linear(options, bench.workspace, folder, arrays, bench.sample)
+    return _told(state, options, bench.seconds) | add_linear(options, bench.workspace, folder, arrays, bench.sample)
 
 
-def _fit(bench: Bench, model: Any, options: Train, by_lists: bool) -> Facts:
-    """Trains until its epochs, its patience or the time of a trial is used up."""
+def _fit(bench: Bench, model: Any, options: Train, by_lists: bool, seconds: float) -> Facts:
+    """Trains until its epochs, its patience or the seconds are used up."""
     state, validator, feed = TrainState(), bench.validator(), bench.workspace.folder("feed")
 
     def batches(epoch: int) -> Any:
@@ -178,25 +182,26 @@ def _fit(bench: Bench, model: Any, options: Train, by_lists: bool) -> Facts:
         fit(
             model, optimizers(model, options.learning_rate), state, batches=batches, loss=model.loss,
             validate=lambda: validator.figures(model.scorer(), bench.device, by_lists), score=MEAN,
-            epochs=options.epochs, patience=options.patience, on_epoch_end=_silently,
-            seconds=bench.seconds,
+            epochs=options.epochs, patience=options.patience, on_epoch_end=_silently, seconds=seconds,
         )  # fmt: skip
-    return _told(state)
+    return _told(state, options, seconds)
 
 
 def _silently(state: TrainState) -> None:
     """Runs of a comparison have no checkpoints: a cut one begins anew."""
 
 
-def _told(state: TrainState) -> Facts:
-    return {"best_epoch": state.best_epoch, "epochs": state.epoch, "curve": [row[MEAN] for row in state.history]}
+def _told(state: TrainState, options: Train, seconds: float) -> Facts:
+    stopped_by = state.stopped_by(options.epochs, options.patience, seconds)
+    curve = [row[MEAN] for row in state.history]
+    return {"best_epoch": state.best_epoch, "epochs": state.epoch, "stopped_by": stopped_by, "curve": curve}
 
 
-def _save_vectors(model: Any, arrays: MarketArrays, folder: Path) -> None:
+def _save_vectors(model: Any, folder: Path) -> None:
     with torch.no_grad():
         users, items = (part.cpu().numpy() for part in model.vectors())
     np.save(folder / "user_vectors.npy", users)
-    np.save(folder / "item_vectors.npy", items if len(items) == len(arrays.slot_items) else items[arrays.slot_items])
+    np.save(folder / "item_vectors.npy", items)
 
 
 def _save_block(folder: Path, market: int, block: NDArray[np.float64]) -> None:

@@ -30,6 +30,8 @@ class System:
     """Whether another seed gives another model."""
     reads: tuple[str, ...] = ()
     """Sections of the config that its training follows from, beside those of prepare and compare."""
+    version: int = 1
+    """One more when its code gives something else: runs of before are no longer taken for its own."""
 
 
 _ALL = ("gram", "ease", "linear", "walks", "skipgram", "train")
@@ -47,16 +49,15 @@ def _around(first: Settings, *changes: Settings) -> tuple[Settings, ...]:
     return (first, *({**first, **change} for change in changes))
 
 
-def _network(title: str, family: str, name: str, **more: Any) -> System:
+def _network(title: str, family: str, name: str, version: int = 1, **more: Any) -> System:
     changes: list[Settings] = [{"learning_rate": 0.001}, {"negatives": 10}, {"dimension": 128, "widths": [256, 128]}]
-    return System(
-        title, family, _around({**_PAIR, **more}, *changes), recipes.train_module(name), recipes.module_scorer
-    )
+    grid, train = _around({**_PAIR, **more}, *changes), recipes.train_module(name)
+    return System(title, family, grid, train, recipes.module_scorer, version=version)
 
 
-def _graph(title: str, family: str, name: str, last: Settings, **more: Any) -> System:
+def _graph(title: str, family: str, name: str, last: Settings, version: int = 1, **more: Any) -> System:
     grid = _around({**_GRAPH, **more}, {"layers": 3}, {"learning_rate": 0.02}, last)
-    return System(title, family, grid, recipes.train_module(name), recipes.dot_scorer)
+    return System(title, family, grid, recipes.train_module(name), recipes.dot_scorer, version=version)
 
 
 def _m3rec(title: str, **changes: Any) -> System:
@@ -84,9 +85,9 @@ SYSTEMS: dict[str, System] = {
     "ease_per_market": _closed("EASE^R per market", "Multi", _RIDGES, recipes.train_ease_per_market),
     "cross_stitch": _network("Cross-Stitch", "Multi", "cross_stitch"),
     "mmoe": _network("MMoE", "Multi", "mmoe", experts=4),
-    "bitgcf": _graph("Bi-TGCF", "Multi", "bitgcf", {"keep": 0.5}, keep=0.8),
+    "bitgcf": _graph("Bi-TGCF", "Multi", "bitgcf", {"keep": 0.5}, version=2, keep=0.8),
     "star": _network("STAR", "Multi", "star"),
-    "forec": _network("FOREC", "Multi", "forec", inner_rate=0.01),
+    "forec": _network("FOREC", "Multi", "forec", version=2, inner_rate=0.01),
     "m3rec": _m3rec("M3Rec"),
     "m3rec_without_intra": _m3rec("M3Rec w/o intra-market similarity", intra=False),
     "m3rec_without_inter": _m3rec("M3Rec w/o inter-market similarity", inter=False),

@@ -41,10 +41,15 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
-    def finished(self, epochs: int, patience: int, seconds: float = math.inf) -> bool:
-        """Whether epochs or seconds are used up, or none of the last `patience` epochs was better than the best."""
+    def stopped_by(self, epochs: int, patience: int, seconds: float = math.inf) -> str | None:
+        """The limit that is reached: patience, when none of so many last epochs was better than the best; or none."""
         spent = sum(row["train/seconds"] for row in self.history)
-        return self.epoch >= epochs or spent >= seconds or self.epoch - self.best_epoch >= patience
+        reached = {
+            "epochs": self.epoch >= epochs,
+            "patience": self.epoch - self.best_epoch >= patience,
+            "seconds": spent >= seconds,
+        }
+        return next((limit for limit, is_reached in reached.items() if is_reached), None)
 
 
 def optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -92,7 +97,7 @@ def fit(
     Raises:
         DivergedError: the loss is NaN or infinite.
     """
-    while not state.finished(epochs, patience, seconds):
+    while state.stopped_by(epochs, patience, seconds) is None:
         begin = time.perf_counter()
         figures = {"train/loss": _epoch(model, steppers, batches(state.epoch), loss, state.epoch)}
         model.eval()

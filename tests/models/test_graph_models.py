@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from shops import SMALL, batch
 
+from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.models.bitgcf import transfer_matrix
 from m3rec_spark.models.catalogue import build
 
@@ -32,7 +34,7 @@ def test_lightgcn_is_the_mean_of_its_layers() -> None:
     model = build("lightgcn", SMALL, LIGHT, seed=3)
     start, A = model.start.detach().numpy().astype(float), normalised(SMALL.items, 4)
     whole = (start + A @ start + A @ A @ start) / 3
-    users, items = (part.detach().numpy() for part in model.vectors())
+    users, items = (part.detach().numpy() for part in model.propagated())
     np.testing.assert_allclose(np.concatenate([users, items]), whole, atol=1e-6)
     scores = model.scorer()(1, torch.tensor([4, 2]), torch.tensor([3, 5])).detach().numpy()
     np.testing.assert_allclose(scores, whole[[4, 2]] @ whole[[5 + 1, 5 + 3]].T, atol=1e-6)  # slots 3, 5: items 1, 3
@@ -40,7 +42,7 @@ def test_lightgcn_is_the_mean_of_its_layers() -> None:
 
 def test_loss_of_lightgcn() -> None:
     model = build("lightgcn", SMALL, LIGHT, seed=3)
-    users, items = (part.detach().numpy() for part in model.vectors())
+    users, items = (part.detach().numpy() for part in model.propagated())
     start = model.start.detach().numpy()
     expected = 0.0
     for row, positive, negatives in ((1, 2, [0, 1]), (3, 1, [2, 3]), (2, 1, [3, 2])):  # items
@@ -61,6 +63,33 @@ def test_transfer_by_hand() -> None:
     expected[[2, 4], [2, 4]] = expected[[2, 4], [4, 2]] = (0.75 + 0.5) / 2, (0.75 + 0.5) / 2
     expected[[2, 4], [4, 2]] = (0.25 + 0.5) / 2
     np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_a_cold_slot_only_receives() -> None:
+    """Item 1: slot 1 has 3 pairs and slot 3 none. Item 2: both cold."""
+    arrays = dataclasses.replace(SMALL, slot_counts=np.array([1, 3, 0, 0, 0, 0], np.int32))
+    expected = np.eye(6)
+    expected[3, 3], expected[3, 1] = 0.75 / 2, (0.25 + 1) / 2
+    np.testing.assert_allclose(transfer_matrix(arrays, keep=0.75).toarray(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("lightgcn", LIGHT), ("bitgcf", BI)])
+def test_vectors_of_markets_without_a_common_item_are_by_slot(name: str, settings: dict) -> None:
+    """Items 1, 3 in one market and 0, 2 in the other: as many slots as items, in another order."""
+    arrays = MarketArrays(
+        indptr=np.array([0, 2, 3, 4]),
+        slots=np.array([0, 1, 2, 3], np.int32),
+        user_offsets=np.array([0, 1, 3]),
+        slot_items=np.array([1, 3, 0, 2], np.int32),
+        slot_offsets=np.array([0, 2, 4]),
+        slot_counts=np.ones(4, np.int32),
+        n_items=4,
+    )
+    model = build(name, arrays, settings, seed=3)
+    users, items = model.vectors()
+    for market, rows, slots in ((0, [0], [0, 1]), (1, [1, 2], [2, 3])):
+        expected = model.scorer()(market, torch.tensor(rows), torch.tensor(slots))
+        torch.testing.assert_close(users[rows] @ items[slots].T, expected)
 
 
 def test_bitgcf_transfers_after_every_layer() -> None:

@@ -123,6 +123,9 @@ def test_a_loss_that_is_no_number_names_epoch_and_batch(bad: float) -> None:
 
 def test_no_epoch_begins_after_the_seconds_are_used_up() -> None:
     state = TrainState(epoch=2, best_epoch=2, history=[{"train/seconds": 3.0}, {"train/seconds": 4.0}])
-    assert not state.finished(epochs=9, patience=5)
-    assert not state.finished(epochs=9, patience=5, seconds=7.5)
-    assert state.finished(epochs=9, patience=5, seconds=7.0)
+    assert state.stopped_by(epochs=9, patience=5) is None
+    assert state.stopped_by(epochs=9, patience=5, seconds=7.5) is None
+    assert state.stopped_by(epochs=9, patience=5, seconds=7.0) == "seconds"
+    assert state.stopped_by(epochs=2, patience=5, seconds=7.0) == "epochs"
+    state.best_epoch = 0
+    assert state.stopped_by(epochs=9, patience=2) == "patience"
