@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from m3rec_spark.evaluation.report import TITLES
+from m3rec_spark.evaluation.significance import FEWEST
 from m3rec_spark.evaluation.tables import (
     VARIANTS,
     Report,
@@ -21,6 +22,7 @@ from m3rec_spark.evaluation.tables import (
     transfer_table,
     trial_table,
     unscored_table,
+    untested_markets,
     values,
 )
 
@@ -75,11 +77,13 @@ def _summary(report: Report) -> str:
         f"{one['negatives']} negatives, seen items {escape(one['seen'])}</li>"
         for one in report["contracts"]
     )
+    few = ", ".join(map(escape, untested_markets(report)))
+    untested = f" Not tested, fewer than {FEWEST} test users: {few}." if few else ""
     return (
         "<h1>Multi-market recommendation: the systems compared</h1>"
         f"<p>Leave-one-out on frozen candidate lists; settings chosen on the validation half.</p><ul>{contracts}</ul>"
         "<p class=note>&plusmn; standard deviation over seeds. * ** ***: M3Rec is better at p &lt; 0.05, 0.01, 0.001 "
-        "(paired t-test on users' gains, Holm over markets); +: it is worse.</p>"
+        f"(paired t-test on users' gains, Holm over markets); +: it is worse.{untested}</p>"
     )
 
 

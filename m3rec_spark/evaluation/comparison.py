@@ -26,9 +26,11 @@ def seeded_name(model: str, seed: int) -> str:
 
 
 def rows_by_seed(ranks: DataFrame, market_ids: Mapping[int, str], contract: str) -> list[Row]:
-    """Rows of METRICS with the columns `seed` and `contract`."""
+    """Rows of METRICS with the columns `seed` and `contract`; of the halves by themselves, not of both together."""
     rows = []
     for row in metrics_by_market(ranks, market_ids):
+        if row["split"] == "all":
+            continue
         model, _, seed = row["model"].rpartition(_SEED)
         rows.append({**row, "model": model, "seed": int(seed), "contract": contract})
     return rows

@@ -7,6 +7,9 @@ A user's gain (MRR, NDCG, HR of his one held-out item) has few values, so that t
     Wilcoxon:        signed ranks of the differences that are not 0, mid-ranks for ties, normal approximation
     bootstrap:       percentile interval of the mean, users drawn with replacement: a multinomial over the values
     Holm:            p-values of m tests, ordered, times m, m - 1, ..., made monotone (Holm 1979)
+
+Fewer than FEWEST users are not tested: neither the t distribution nor the normal approximation nor a resampling says
+anything of so few.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+FEWEST = 10  # users of a test
 Values = NDArray[np.float64]
 Users = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of two models on the same users; p-values are two-sided. NaN where there is nothing to test."""
+    """Of two models on the same users; p-values are two-sided. NaN where there is nothing, or too little, to test."""
 
     users: int
     difference: float
@@ -45,24 +49,27 @@ def compare(values: Values, users: Users, seed: int = 0, draws: int = 2000, leve
         draws: of the bootstrap.
         level: of the interval.
     """
-    mean = float(values @ users / users.sum()) if users.sum() else math.nan
+    n = int(users.sum())
+    mean = float(values @ users / n) if n else math.nan
+    if n < FEWEST:
+        return Comparison(n, mean, math.nan, math.nan, math.nan, math.nan)
     low, high = bootstrap_interval(values, users, seed, draws, level)
-    return Comparison(int(users.sum()), mean, low, high, paired_t(values, users), wilcoxon(values, users))
+    return Comparison(n, mean, low, high, paired_t(values, users), wilcoxon(values, users))
 
 
 def paired_t(values: Values, users: Users) -> float:
-    """The p-value of mean difference 0; 1 where all differences are 0, NaN for fewer than two users.
+    """The p-value of mean difference 0; 1 where all differences are 0, NaN where they are equal but not 0: no spread.
 
     >>> round(paired_t(np.array([1.0, -1.0]), np.array([3, 1])), 4)  # mean 0.5, s = 1, t = 1 with 3 degrees of freedom
     0.391
     """
     n = int(users.sum())
-    if n < 2:
+    if not n:
         return math.nan
     mean = values @ users / n
     squares = ((values - mean) ** 2) @ users
     if squares == 0:
-        return 1.0 if mean == 0 else 0.0
+        return 1.0 if mean == 0 else math.nan
     t = mean / math.sqrt(squares / (n - 1) / n)
     return float(2 * stats.t.sf(abs(t), n - 1))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from m3rec_spark.evaluation.metrics import ALL, MEAN
 from m3rec_spark.evaluation.report import TITLES
+from m3rec_spark.evaluation.significance import FEWEST
 
 Report = Mapping[str, Any]
 Table = list[list[str]]
@@ -91,6 +92,11 @@ def unscored_table(report: Report) -> Table:
     return [["contract", "table of scores", "candidates without a score: below all others"], *left_out]
 
 
+def untested_markets(report: Report) -> list[str]:
+    """Markets with fewer test users than a test needs."""
+    return sorted({test["market"] for test in report["tests"] if test["users"] < FEWEST})
+
+
 def group_table(report: Report, contract: str, kind: str, names: Sequence[str]) -> Table:
     """Mean MRR x 100 by group of users, of some systems; n users in the first column."""
     rows = [row for row in report["groups"] if (row["contract"], row["kind"]) == (contract, kind)]
@@ -119,12 +125,13 @@ def transfer_table(report: Report) -> Table:
 
 
 def trial_table(report: Report) -> Table:
-    """What was tried, with the seconds of its training."""
-    table = [["system", "settings", "validation NDCG@10 x 100", "seconds"]]
+    """What was tried, the seconds of its training, and the limit that ended it; a closed form ends by itself."""
+    table = [["system", "settings", "validation NDCG@10 x 100", "seconds", "stopped by"]]
     for trial in report["trials"]:
         settings = ", ".join(f"{key}={value}" for key, value in trial["settings"].items()) or "as configured"
-        found = f"{100 * trial['valid_ndcg_10']:.2f}"
-        table.append([title(report, trial["model"]), settings, found, f"{trial['seconds']:.0f}"])
+        found = "-" if "failed" in trial else f"{100 * trial['valid_ndcg_10']:.2f}"
+        end = trial.get("failed") or trial.get("stopped_by") or "-"
+        table.append([title(report, trial["model"]), settings, found, f"{trial['seconds']:.0f}", end])
     return table
 
 
@@ -141,6 +148,8 @@ def table_2(report: Report) -> str:
     if len(table := unscored_table(report)) > 1:
         parts.append("\n".join(aligned(table)))
     parts.append("\n".join(["who helps whom (EASE^R, NDCG@10 x 100)", *aligned(transfer_table(report))]))
+    if few := untested_markets(report):
+        parts.append(f"not tested, fewer than {FEWEST} test users: {', '.join(few)}")
     parts.append("* ** ***: M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test, Holm over markets); +: it is worse")
     return "\n\n".join(parts) + "\n"
 
@@ -172,5 +181,7 @@ def _in_order(group: str) -> tuple[int, str]:
 def _gain(row: Mapping[str, Any]) -> str:
     if row["difference"] is None:  # no test user of this market
         return "-"
+    if row["low"] is None:
+        return f"{100 * row['difference']:+.1f} (untested)"
     mark = "*" if row["p_holm"] is not None and row["p_holm"] < 0.05 else ""
     return f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]{mark}"

@@ -105,8 +105,9 @@ def _groups(context: Context, ranks: DataFrame, lists: DataFrame, market_ids: di
     items = workspace.read(spark, "market_items").select("market", "item", "train_count", "markets")
     held = lists.select("market", "user", F.col("positive").alias("item")).join(items, on=["market", "item"])
     lengths = workspace.read(spark, "interactions").filter("split = 'train'").groupBy("market", "user").count()
+    elsewhere = F.col("markets") - (F.col("train_count") > 0).cast("int")  # other markets that know the item
     kinds = {
-        "item": F.when(F.col("markets") > 1, "overlapped").otherwise("market-specific"),
+        "item": F.when(elsewhere > 0, "overlapped").otherwise("market-specific"),
         "popularity": F.when(F.col("train_count") == 0, "cold")
         .when(F.col("train_count") < _HEAD, f"1-{_HEAD - 1} pairs")
         .when(F.col("train_count") < 4 * _HEAD, f"{_HEAD}-{4 * _HEAD - 1} pairs")

@@ -49,7 +49,15 @@ def small_report() -> dict[str, Any]:
         r for r in report["means"] if (r["contract"], r["model"], r["market"]) != ("standard", "neumf", "<de>")
     ]
     report["tests"] = [
-        {"contract": "standard", "metric": "mrr", "other": other, "market": market, "difference": d, "p_holm": p}
+        {
+            "contract": "standard",
+            "metric": "mrr",
+            "other": other,
+            "market": market,
+            "users": 100,
+            "difference": d,
+            "p_holm": p,
+        }
         for other, markets in TESTS.items()
         for market, (d, p) in markets.items()
     ]
@@ -96,7 +104,8 @@ def small_report() -> dict[str, Any]:
     ]
     report["trials"] = [
         {"model": "ease", "settings": {"lambda_f": 30.0}, "valid_ndcg_10": 0.25126, "seconds": 1.6},
-        {"model": "m3rec", "settings": {}, "valid_ndcg_10": 0.4, "seconds": 61.2},
+        {"model": "m3rec", "settings": {}, "valid_ndcg_10": 0.4, "seconds": 61.2, "stopped_by": "patience"},
+        {"model": "m3rec", "settings": {"dropout": 0.9}, "seconds": 3.4, "failed": "the loss became nan in epoch 1"},
         {"model": "neumf", "settings": {"widths": [8, 4], "of": "<a>"}, "valid_ndcg_10": 0.1, "seconds": 0.2},
     ]
     return report

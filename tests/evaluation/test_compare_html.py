@@ -97,10 +97,11 @@ def test_tables_are_those_of_the_report() -> None:
     assert READ.tables[15] == unscored_table(report)
     assert READ.tables[16][1] == ["others", "-", "+2.0 [-1.0, +5.0]"]
     assert READ.tables[17] == [
-        ["system", "settings", "validation NDCG@10 x 100", "seconds"],
-        ["EASE^R", "lambda_f=30.0", "25.13", "2"],
-        ["M3Rec", "as configured", "40.00", "61"],
-        ["NeuMF", "widths=[8, 4], of=<a>", "10.00", "0"],
+        ["system", "settings", "validation NDCG@10 x 100", "seconds", "stopped by"],
+        ["EASE^R", "lambda_f=30.0", "25.13", "2", "-"],
+        ["M3Rec", "as configured", "40.00", "61", "patience"],
+        ["M3Rec", "dropout=0.9", "-", "3", "the loss became nan in epoch 1"],
+        ["NeuMF", "widths=[8, 4], of=<a>", "10.00", "0", "-"],
     ]
     assert len(READ.tables) == 18
     assert [text for text in READ.headings if text.startswith("Contract")] == [
@@ -112,7 +113,7 @@ def test_tables_are_those_of_the_report() -> None:
 def test_rows_of_ours_are_marked() -> None:
     marked = re.findall(r"<tr class=ours><td[^>]*>([^<]*)</td><td[^>]*>([^<]*)", PAGE)
     assert marked.count(("M3Rec", "Multi")) == 2 * 4
-    assert {second for _, second in marked} == {"Multi", "M3Rec", "as configured"}
+    assert {second for _, second in marked} == {"Multi", "M3Rec", "as configured", "dropout=0.9"}
 
 
 def test_names_are_escaped() -> None:

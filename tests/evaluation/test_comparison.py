@@ -127,13 +127,13 @@ def test_holm_is_over_the_markets_of_one_other_model(spark: SparkSession) -> Non
 
 
 def test_a_market_without_users_and_one_with_equal_ranks(spark: SparkSession) -> None:
-    rows = [(model, 0, user, 2.0) for model in ("ours#1", "other#1") for user in range(4)]
+    rows = [(model, 0, user, 2.0) for model in ("ours#1", "other#1") for user in range(12)]
     de, ü, over_all = paired_tests(table(spark, *rows), "ours", ["other"], MARKETS, "mrr", seed=0)
-    assert (de["users"], de["difference"], de["p_t"], de["p_wilcoxon"], de["p_holm"]) == (4, 0.0, 1.0, 1.0, 1.0)
+    assert (de["users"], de["difference"], de["p_t"], de["p_wilcoxon"], de["p_holm"]) == (12, 0.0, 1.0, 1.0, 1.0)
     assert ü["users"] == 0
     assert math.isnan(ü["p_t"])
     assert math.isnan(ü["p_holm"])
-    assert (over_all["users"], over_all["p_holm"]) == (4, 1.0)
+    assert (over_all["users"], over_all["p_holm"]) == (12, 1.0)
 
 
 def test_only_users_of_both_models_are_compared(spark: SparkSession) -> None:

@@ -17,6 +17,7 @@ from m3rec_spark.evaluation.tables import (
     transfer_table,
     trial_table,
     unscored_table,
+    untested_markets,
 )
 
 REPORT = small_report()
@@ -123,9 +124,26 @@ def test_aligned() -> None:
 def test_trials_are_listed_with_their_settings_and_cost() -> None:
     trials = [
         {"model": "ease", "settings": {}, "valid_ndcg_10": 0.12345, "seconds": 1.6},
-        {"model": "neumf", "settings": {"dimension": 8, "widths": [4, 2]}, "valid_ndcg_10": 0.5, "seconds": 0.2},
-    ]
+        {
+            "model": "neumf", "settings": {"dimension": 8, "widths": [4, 2]}, "valid_ndcg_10": 0.5, "seconds": 0.2,
+            "stopped_by": "seconds",
+        },
+        {"model": "neumf", "settings": {}, "seconds": 1.4, "failed": "the loss became inf"},
+    ]  # fmt: skip
     assert trial_table({**REPORT, "trials": trials})[1:] == [
-        ["EASE^R", "as configured", "12.35", "2"],
-        ["NeuMF", "dimension=8, widths=[4, 2]", "50.00", "0"],
+        ["EASE^R", "as configured", "12.35", "2", "-"],
+        ["NeuMF", "dimension=8, widths=[4, 2]", "50.00", "0", "seconds"],
+        ["NeuMF", "as configured", "-", "1", "the loss became inf"],
     ]
+
+
+def test_markets_of_too_few_users_are_named() -> None:
+    assert untested_markets(REPORT) == []
+    assert "not tested" not in table_2(REPORT)
+    report = small_report()
+    for test in report["tests"]:
+        if test["market"] == "<de>":
+            test |= {"users": 9, "low": None, "high": None, "p_holm": None}
+    assert untested_markets(report) == ["<de>"]
+    assert "not tested, fewer than 10 test users: <de>" in table_2(report)
+    assert runner_up_table(report, "standard", "ndcg_10")[2] == ["EASE^R", "<de>", "9", "-2.0 (untested)", "-", "-"]

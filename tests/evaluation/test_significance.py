@@ -40,7 +40,18 @@ def test_nothing_to_test() -> None:
     assert math.isnan(wilcoxon(*none))
     same = np.array([0.0]), np.array([9])
     assert paired_t(*same) == wilcoxon(*same) == 1.0
-    assert paired_t(np.array([0.5]), np.array([9])) == 0.0  # everybody gains the same
+    assert math.isnan(paired_t(np.array([0.5]), np.array([90])))  # everybody gains the same: no spread to judge by
+
+
+@pytest.mark.parametrize("users", [[0, 0], [1, 0], [2, 0], [4, 5]])
+def test_a_few_users_are_not_tested(users: list[int]) -> None:
+    found = compare(np.array([0.4, 0.6]), np.array(users))
+    assert found.users == sum(users)
+    assert all(map(math.isnan, (found.low, found.high, found.p_t, found.p_wilcoxon)))
+    assert math.isnan(found.difference) == (not sum(users))
+    enough = compare(np.array([0.4, 0.6]), np.array([5, 5]))
+    assert enough.difference == pytest.approx(0.5)
+    assert 0 < enough.p_t < 1e-6
 
 
 def test_bootstrap_covers_the_normal_interval() -> None:

@@ -72,7 +72,8 @@ def plain_holm(p_values: list[float]) -> list[float]:
     ]
 
 
-def test_audit_against_the_inverse(spark: SparkSession, tmp_path: Path) -> None:
+def test_audit_against_the_inverse(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m3rec_spark.evaluation.significance.FEWEST", 2)
     workspace = publish_random_shop(tmp_path)
     publish_candidates(spark, workspace, KEY, negatives=12, seen="excluded", seed=1)
     publish_gram(workspace)
