@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -247,7 +247,7 @@ SystemName = Literal[
 class Compare(Section):
     """Tables 2, 3 and 4: all systems under one contract."""
 
-    models: tuple[SystemName, ...] = get_args(SystemName)
+    models: Annotated[tuple[SystemName, ...], Field(min_length=1)] = get_args(SystemName)
     """Systems to compare; `m3rec compare --models ease,m3rec` is short for it."""
     seeds: PositiveInt = 5
     """Runs of a system that depends on one; the mean and the spread are reported."""
@@ -256,17 +256,24 @@ class Compare(Section):
     trials: PositiveInt = 4
     """Settings tried for every system on the validation half, at most; the best one is run with all seeds."""
     trial_seconds: PositiveFloat = 120.0
-    """Training time of a run, the same for every system."""
+    """Training time of a run of a network, the same for all; closed forms and walks end by themselves."""
     epochs: PositiveInt = 100
     patience: PositiveInt = 5
     """Epochs without a better validation NDCG@10 before a baseline stops."""
     validation_users: PositiveInt = 4000
     """At most this many validation users judge an epoch and a trial."""
-    settings: dict[SystemName, tuple[dict[str, Any], ...]] = {}
-    """Settings to try instead of the built-in ones: name -> list."""
+    settings: dict[SystemName, Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]] = {}
+    """Settings to try, not the built-in ones: name -> list; what one does not name is as in the first of those."""
     scores: dict[str, str] = {}
     """Further rows: name -> CSV or Parquet of market, user_id, item_id, score for the users of the test half."""
     seed: NonNegativeInt = 42
+
+    @field_validator("models")
+    @classmethod
+    def _once(cls, models: tuple[SystemName, ...]) -> tuple[SystemName, ...]:
+        if twice := sorted({name for name in models if models.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named twice: once is enough")
+        return models
 
     @field_validator("scores")
     @classmethod
@@ -362,6 +369,26 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         origin = f" in {path}" if path is not None else ""
         problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
         raise UsageError(f"config{origin} is not valid:\n{problems}") from None
+
+
+def changed(config: Config, section: str, changes: Mapping[str, Any], where: str) -> Any:
+    """A section with other settings, checked like those of a file.
+
+    Args:
+        config: it stays as it is.
+        section: name.
+        changes: key -> value.
+        where: of the changes, for the message.
+
+    Raises:
+        UsageError: an unknown key or a wrong value.
+    """
+    given: Section = getattr(config, section)
+    try:
+        return type(given).model_validate({**given.model_dump(), **changes})
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain({**one, 'loc': (section, *one['loc'])})}" for one in error.errors())
+        raise UsageError(f"{where} is not valid:\n{problems}") from None
 
 
 def flatten(config: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.evaluation.metrics import ndcg
 from m3rec_spark.evaluation.ranks import expected_ranks
-from m3rec_spark.evaluation.validation import sample_blocks
+from m3rec_spark.evaluation.validation import refuse_test_users, sample_blocks
 from m3rec_spark.ranking.scorers import Scorer
 
 BLOCK = 256  # users scored at once
@@ -37,7 +37,11 @@ def choose_weights(
         arrays: histories and slots.
         sample: rows of CANDIDATES of the validation half; a market without any gets the first model and 0.
         tried: weights.
+
+    Raises:
+        UsageError: the sample holds test users.
     """
+    refuse_test_users(sample)
     chosen, weights = np.zeros(arrays.n_markets, np.intp), np.zeros(arrays.n_markets, np.float32)
     ranks: dict[int, list[NDArray[np.float64]]] = {}
     for market, users, local, rivals in sample_blocks(arrays, sample, BLOCK):

@@ -63,7 +63,10 @@ def compare_page(report: Report) -> str:
         parts += _contract(report, contract)
     if len(table := unscored_table(report)) > 1:
         parts += ["<h2>Left out by tables of scores</h2>", _html(table, report)]
-    parts += ["<h2>Who helps whom</h2>", _HELPS, _html(transfer_table(report), report, left=1)]
+    if skipped := report["transfer_skipped"]:
+        parts.append(f"<h2>Who helps whom</h2><p>Left out: {escape(skipped)}</p>")
+    else:
+        parts += ["<h2>Who helps whom</h2>", _HELPS, _html(transfer_table(report), report, left=1)]
     parts += ["<h3>Items that two markets share</h3>", _heat(report["shared_items"])]
     parts += ["<h2>Training</h2><p>Validation NDCG@10 by epoch, first seed of each system.</p>", _curves(report)]
     parts += ["<h3>Settings tried on the validation half</h3>", _html(trial_table(report), report, wrap=True)]

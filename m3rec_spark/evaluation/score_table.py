@@ -63,22 +63,31 @@ def read_scores(spark: SparkSession, path: str) -> DataFrame:
     return read
 
 
-def table_ranks(
-    scores: DataFrame, candidates: DataFrame, name: str, tables: Mapping[str, DataFrame], seen: str
-) -> tuple[DataFrame, int]:
-    """RANKS of the candidate rows given, and how many of their candidates have no score.
+def index_scores(scores: DataFrame, tables: Mapping[str, DataFrame]) -> DataFrame:
+    """(market, user, item, score) of `read_scores` by index; unknown ids have nothing to be ranked for.
 
     Args:
         scores: of `read_scores`.
+        tables: markets, users and items of the workspace.
+    """
+    markets = tables["markets"].select("market", "market_id")
+    named = scores.withColumnRenamed("market", "market_id").join(F.broadcast(markets), on="market_id")
+    users, items = tables["users"], tables["items"].select("item", "item_id")
+    return named.join(users, on=["market", "user_id"]).join(items, on="item_id").select(*_KEYS, "score")
+
+
+def refuse_unscored_users(scored: DataFrame, candidates: DataFrame, name: str, tables: Mapping[str, DataFrame]) -> None:
+    """Before a table is ranked.
+
+    Args:
+        scored: of `index_scores`.
         candidates: CANDIDATES, one half.
-        name: for the column `model`.
-        tables: markets, users, items, market_items and interactions of the workspace.
-        seen: as in the contract; under "excluded" the full rank leaves out the user's history.
+        name: of the table.
+        tables: markets and users of the workspace.
 
     Raises:
         DataError: a user of the candidates has no score at all.
     """
-    scored = _indexed(scores, tables).cache()
     users = candidates.select("market", "user")
     without = users.join(scored.select("market", "user").distinct(), on=["market", "user"], how="left_anti")
     if count := without.count():
@@ -88,6 +97,20 @@ def table_ranks(
             f"scores of '{name}': {count:,} of {users.count():,} users to be ranked have none, as user "
             f"{' in market '.join(example) if example else '?'}: score every user of the test half"
         )
+
+
+def table_ranks(
+    scored: DataFrame, candidates: DataFrame, name: str, tables: Mapping[str, DataFrame], seen: str
+) -> tuple[DataFrame, int]:
+    """RANKS of the candidate rows given, and how many of their candidates have no score.
+
+    Args:
+        scored: of `index_scores`, with a score for every user.
+        candidates: CANDIDATES, one half.
+        name: for the column `model`.
+        tables: market_items and interactions of the workspace.
+        seen: as in the contract; under "excluded" the full rank leaves out the user's history.
+    """
     listed = candidates.select("market", "user", F.explode("negatives").alias("item"))
     negatives = listed.join(scored, on=_KEYS, how="left")
     positives = candidates.select("market", "user", "half", "cold", F.col("positive").alias("item"))
@@ -109,14 +132,6 @@ def _rank(left_out: Column) -> Column:
     unscored = F.when(F.first("own").isNull(), left_out).otherwise(0)
     level = F.count_if(other.eqNullSafe(own) & F.col("item").isNotNull()) + unscored
     return 1.0 + above + level / 2.0
-
-
-def _indexed(scores: DataFrame, tables: Mapping[str, DataFrame]) -> DataFrame:
-    """(market, user, item, score) by index; ids that the workspace does not know have nothing to be ranked for."""
-    markets = tables["markets"].select("market", "market_id")
-    named = scores.withColumnRenamed("market", "market_id").join(F.broadcast(markets), on="market_id")
-    users, items = tables["users"], tables["items"].select("item", "item_id")
-    return named.join(users, on=["market", "user_id"]).join(items, on="item_id").select(*_KEYS, "score")
 
 
 def _full(scored: DataFrame, own: DataFrame, tables: Mapping[str, DataFrame], seen: str) -> tuple[DataFrame, DataFrame]:

@@ -147,7 +147,9 @@ def table_2(report: Report) -> str:
             parts.append("\n".join([f"against the runner-up, NDCG@10, contract {contract}", *aligned(table)]))
     if len(table := unscored_table(report)) > 1:
         parts.append("\n".join(aligned(table)))
-    parts.append("\n".join(["who helps whom (EASE^R, NDCG@10 x 100)", *aligned(transfer_table(report))]))
+    skipped = report["transfer_skipped"]
+    audited = [f"left out: {skipped}"] if skipped else aligned(transfer_table(report))
+    parts.append("\n".join(["who helps whom (EASE^R, NDCG@10 x 100)", *audited]))
     if few := untested_markets(report):
         parts.append(f"not tested, fewer than {FEWEST} test users: {', '.join(few)}")
     parts.append("* ** ***: M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test, Holm over markets); +: it is worse")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.errors import DataError
+from m3rec_spark.errors import DataError, UsageError
 from m3rec_spark.evaluation.candidates import local_indices, market_blocks
 from m3rec_spark.evaluation.metrics import ndcg
 from m3rec_spark.evaluation.ranks import expected_ranks
@@ -33,6 +33,8 @@ MEAN = "valid/ndcg_10"  # over the markets' values: a small market counts as muc
 def validation_sample(candidates: Path, users: int, seed: int, half: str = "valid") -> pa.Table:
     """At most `users` rows of a half of the published candidates, the first by a hash of (seed, market, user).
 
+    What chooses takes no rows of the test half: see `refuse_test_users`.
+
     Two passes over the files, so that only the chosen users' lists are ever in memory.
     """
     source = ds.dataset(candidates, format="parquet")
@@ -40,11 +42,24 @@ def validation_sample(candidates: Path, users: int, seed: int, half: str = "vali
     ids = source.to_table(columns=["market", "user"], filter=wanted)
     keys = _hash(ids["market"].to_numpy(), ids["user"].to_numpy(), seed)
     limit = np.partition(keys, users)[users] if users < len(keys) else None
-    chosen, columns = [], ["market", "user", "positive", "negatives"]
+    chosen, columns = [], ["market", "user", "positive", "half", "negatives"]
     for batch in source.to_batches(columns=columns, filter=wanted):
         keys = _hash(batch["market"].to_numpy(), batch["user"].to_numpy(), seed)
         chosen.append(batch if limit is None else batch.filter(pa.array(keys < limit)))
     return pa.Table.from_batches(chosen, schema=pa.schema([source.schema.field(name) for name in columns]))
+
+
+def refuse_test_users(sample: pa.Table) -> None:
+    """Called by all that chooses: an epoch, settings, shares.
+
+    Raises:
+        UsageError: a row of the sample is not of the validation half; what is chosen on it would prove nothing there.
+    """
+    halves = set(sample["half"].to_pylist()) - {"valid"}
+    if halves:
+        raise UsageError(
+            f"only the validation half chooses, got users of '{', '.join(sorted(halves))}': the test half only judges"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,14 +82,16 @@ class Validator:
 
     Args:
         arrays: histories and slots.
-        sample: rows of CANDIDATES (market, user, positive, negatives), as from `validation_sample`.
+        sample: rows of CANDIDATES (market, user, positive, half, negatives), as from `validation_sample`.
         market_ids: market index -> id, for the names of the figures.
 
     Raises:
         DataError: the sample is empty.
+        UsageError: it holds test users.
     """
 
     def __init__(self, arrays: MarketArrays, sample: pa.Table, market_ids: Mapping[int, str]) -> None:
+        refuse_test_users(sample)
         if not sample.num_rows:
             raise DataError("no user is in the validation half, so training could not tell when to stop: add users")
         markets, users = sample["market"].to_numpy(), sample["user"].to_numpy()
@@ -137,7 +154,8 @@ def sample_blocks(
 
 
 def mean_ndcg(scorer: Scorer, arrays: MarketArrays, sample: pa.Table) -> float:
-    """NDCG@10 of a model on the sample, the mean over the markets."""
+    """NDCG@10 of a model on the sample, the mean over the markets. Raises: UsageError, if it holds test users."""
+    refuse_test_users(sample)
     ranks: dict[int, list[NDArray[np.float64]]] = {}
     for market, users, positives, rivals in sample_blocks(arrays, sample, BLOCK):
         ranks.setdefault(market, []).append(expected_ranks(scorer.score(arrays, market, users), positives, rivals))

@@ -13,6 +13,7 @@ import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from m3rec_spark.errors import CapacityError
 from m3rec_spark.evaluation.compare_html import compare_page
 from m3rec_spark.evaluation.comparison import (
     gains_by_group,
@@ -24,13 +25,16 @@ from m3rec_spark.evaluation.comparison import (
 )
 from m3rec_spark.evaluation.metrics import METRICS, Row
 from m3rec_spark.evaluation.report import tracked_metrics
-from m3rec_spark.evaluation.score_table import read_scores, table_ranks
+from m3rec_spark.evaluation.score_table import index_scores, read_scores, refuse_unscored_users, table_ranks
 from m3rec_spark.evaluation.tables import table_2
 from m3rec_spark.paths import write_atomically
+from m3rec_spark.similarity import ease
 from m3rec_spark.stages.compare_runs import bench_of, contracts, make_runs, rank_runs
 from m3rec_spark.stages.context import Context
+from m3rec_spark.stages.recipes import Bench
 from m3rec_spark.stages.systems import SYSTEMS
 from m3rec_spark.stages.transfer import audit, shared_items
+from m3rec_spark.stages.trials import all_trials
 
 log = logging.getLogger(__name__)
 
@@ -39,61 +43,100 @@ _HEAD = 5  # an item of at least so many train pairs in the market counts as pop
 
 
 def run(context: Context) -> None:
-    """Trains, ranks and tests; an interrupted run goes on with the system that was cut."""
-    folder, bench = context.workspace.root / "compare", bench_of(context)
+    """Trains, ranks and tests; an interrupted run goes on with the system that was cut.
+
+    What the user may have got wrong is refused before the first training.
+    """
+    folder, bench, given = context.workspace.root / "compare", bench_of(context), context.config.compare
     folder.mkdir(parents=True, exist_ok=True)
-    runs, trials = make_runs(context, bench, folder)
-    report: dict[str, Any] = {"key": context.key, "settings": context.config.compare.model_dump(mode="json")}
-    report |= {"contracts": [], "rows": [], "means": [], "tests": [], "groups": [], "trials": trials}
-    chosen = {name: SYSTEMS[name] for name in context.config.compare.models}
-    report["systems"] = {name: {"title": one.title, "family": one.family} for name, one in chosen.items()}
+    grids = all_trials(context.config)
+    if "ease" in given.models:
+        ease.plan(bench.arrays.n_items, context.config.ease.memory_gb)
+    listed = contracts(context, folder)
+    guests = [_Guest(context, name, path, listed) for name, path in given.scores.items()]
+    runs, trials = make_runs(context, bench, folder, grids)
+    report: dict[str, Any] = {"key": context.key, "settings": given.model_dump(mode="json")}
+    report |= {"contracts": [], "rows": [], "means": [], "tests": [], "groups": [], "trials": trials, "unscored": {}}
+    report["systems"] = {name: {"title": SYSTEMS[name].title, "family": SYSTEMS[name].family} for name in given.models}
     report["runs"] = [{"model": one.system, "settings": dict(one.settings), **one.result} for one in runs]
-    report["unscored"] = {}
-    tables = {name: read_scores(context.spark(), path) for name, path in context.config.compare.scores.items()}
-    for lists, contract in contracts(context, folder):
+    for lists, contract in listed:
         ranks = rank_runs(context, bench, runs, lists, contract)
-        for name, scores in tables.items():
-            added, blank = _ranks_of_table(context, name, scores, lists, contract)
-            ranks, report["unscored"][f"{contract['name']}/{name}"] = ranks.unionByName(added), blank
+        for guest in guests:
+            added, report["unscored"][f"{contract['name']}/{guest.name}"] = guest.ranks(lists, contract)
+            ranks = ranks.unionByName(added)
         ranks = ranks.cache()
-        report["contracts"].append(contract)
-        rows = rows_by_seed(ranks, bench.market_ids, contract["name"])
-        report["rows"] += rows
-        report["means"] += over_seeds(rows)
-        named = {"contract": contract["name"]}
-        report["tests"] += [
-            {**named, **test} for test in _tests(context, ranks, report["means"], contract, bench.market_ids)
-        ]
-        report["groups"] += [{**named, **row} for row in _groups(context, ranks, lists, bench.market_ids)]
+        _add_figures(context, bench, report, ranks, lists, contract)
         ranks.unpersist()
-    report["transfer"] = audit(context, bench, folder)
+    report["transfer"], report["transfer_skipped"] = _transfer(context, bench, folder)
     report["shared_items"] = shared_items(bench.arrays, bench.market_ids)
     _write(context, _plain(report))
 
 
-def _ranks_of_table(
-    context: Context, name: str, scores: DataFrame, lists: DataFrame, contract: Mapping[str, Any]
-) -> tuple[DataFrame, int]:
-    """RANKS of somebody else's scores, and how many candidates they leave out."""
-    named = ("markets", "users", "items", "market_items", "interactions")
-    tables = {table: context.workspace.read(context.spark(), table) for table in named}
-    test = lists.filter("half = 'test'")
-    found, blank = table_ranks(scores, test, seeded_name(name, 0), tables, contract["seen"])
-    if blank:
-        log.warning("scores of '%s': %d candidates have none and rank below all others", name, blank)
-    return found, blank
+def _add_figures(
+    context: Context,
+    bench: Bench,
+    report: dict[str, Any],
+    ranks: DataFrame,
+    lists: DataFrame,
+    contract: Mapping[str, Any],
+) -> None:
+    """Of one contract: its rows, their means over seeds, tests and groups."""
+    named = {"contract": contract["name"]}
+    rows = rows_by_seed(ranks, bench.market_ids, contract["name"])
+    means = over_seeds(rows)
+    report["contracts"].append(contract)
+    report["rows"] += rows
+    report["means"] += means
+    report["tests"] += [{**named, **test} for test in _tests(context, ranks, means, bench.market_ids)]
+    report["groups"] += [{**named, **row} for row in _groups(context, ranks, lists, bench.market_ids)]
+
+
+def _transfer(context: Context, bench: Bench, folder: Path) -> tuple[list[Row], str | None]:
+    """The audit, or why there is none: it alone may need more memory than the systems that were compared."""
+    try:
+        return audit(context, bench, folder), None
+    except CapacityError as error:
+        log.warning("who helps whom is left out: %s", error)
+        return [], str(error)
+
+
+class _Guest:
+    """Somebody else's scores, refused at once where they cannot be ranked.
+
+    Args:
+        name: of the row.
+        path: of the table.
+        listed: the candidates of every contract.
+    """
+
+    def __init__(
+        self, context: Context, name: str, path: str, listed: Sequence[tuple[DataFrame, Mapping[str, Any]]]
+    ) -> None:
+        named = ("markets", "users", "items", "market_items", "interactions")
+        self._tables = {table: context.workspace.read(context.spark(), table) for table in named}
+        self._scored = index_scores(read_scores(context.spark(), path), self._tables).cache()
+        self.name = name
+        for lists, _ in listed:
+            refuse_unscored_users(self._scored, lists.filter("half = 'test'"), name, self._tables)
+
+    def ranks(self, lists: DataFrame, contract: Mapping[str, Any]) -> tuple[DataFrame, int]:
+        """RANKS, and how many candidates have no score."""
+        test, name = lists.filter("half = 'test'"), seeded_name(self.name, 0)
+        found, blank = table_ranks(self._scored, test, name, self._tables, contract["seen"])
+        if blank:
+            log.warning("scores of '%s': %d candidates have none and rank below all others", self.name, blank)
+        return found, blank
 
 
 def _tests(
-    context: Context, ranks: DataFrame, means: Sequence[Row], contract: Mapping[str, Any], market_ids: dict[int, str]
+    context: Context, ranks: DataFrame, means: Sequence[Row], market_ids: dict[int, str]
 ) -> list[dict[str, Any]]:
     """M3Rec against every other system; which of them is the runner-up is marked."""
     names = [name for name in (*context.config.compare.models, *context.config.compare.scores) if name != "m3rec"]
     if "m3rec" not in context.config.compare.models or not names:
         return []
-    own = [row for row in means if row["contract"] == contract["name"]]
     variants = [name for name in SYSTEMS if name.startswith("m3rec")]
-    best = runner_up(own, variants, "ndcg_10", "test")
+    best = runner_up(means, variants, "ndcg_10", "test")
     seed = context.config.compare.seed
     tests = [test for metric in METRICS for test in paired_tests(ranks, "m3rec", names, market_ids, metric, seed)]
     return [{**test, "runner_up": test["other"] == best} for test in tests]

@@ -20,9 +20,9 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from m3rec_spark.config import digest, provenance
+from m3rec_spark.config import SystemName, digest, provenance
 from m3rec_spark.data.arrays import open_arrays
-from m3rec_spark.errors import UsageError
+from m3rec_spark.errors import M3RecError
 from m3rec_spark.evaluation.candidates import Seen, freeze_candidates
 from m3rec_spark.evaluation.comparison import seeded_name
 from m3rec_spark.evaluation.contract import make_contract
@@ -33,6 +33,7 @@ from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.recipes import Bench, Settings
 from m3rec_spark.stages.systems import SYSTEMS, System
 from m3rec_spark.stages.train import choose_device
+from m3rec_spark.training.loop import DivergedError
 
 log = logging.getLogger(__name__)
 
@@ -50,37 +51,47 @@ class Run:
     result: Mapping[str, Any]
 
     @property
+    def failed(self) -> bool:
+        """Whether its training diverged."""
+        return "failed" in self.result
+
+    @property
     def name(self) -> str:
         """As the column `model` of its ranks has it."""
         return seeded_name(self.system, self.seed)
 
 
-def make_runs(context: Context, bench: Bench, folder: Path) -> tuple[list[Run], list[dict[str, Any]]]:
-    """Trains what is not trained yet: the runs of the chosen settings, and a record of all trials."""
+def make_runs(
+    context: Context, bench: Bench, folder: Path, grids: Mapping[SystemName, Sequence[Settings]]
+) -> tuple[list[Run], list[dict[str, Any]]]:
+    """Trains what is not trained yet: the runs of the chosen settings, and a record of all trials and all failures."""
     settings = context.config.compare
     runs: list[Run] = []
-    trials: list[dict[str, Any]] = []
-    for name in settings.models:
-        system = SYSTEMS[name]
-        grid = settings.settings.get(name, system.grid)[: settings.trials]
+    trials: list[Run] = []
+    for name, grid in grids.items():
         tried = [train_run(bench, folder, name, given, settings.seed) for given in grid]
-        trials += [{"model": name, "settings": run.settings, **run.result} for run in tried]
         chosen = select(tried)
-        count = settings.seeds_of.get(name, settings.seeds) if system.seeded else 1
-        more = [settings.seed + number for number in range(1, count)]
-        runs += [chosen, *(train_run(bench, folder, name, chosen.settings, seed) for seed in more)]
-    return runs, trials
+        count = settings.seeds_of.get(name, settings.seeds) if SYSTEMS[name].seeded else 1
+        more = [train_run(bench, folder, name, chosen.settings, settings.seed + number) for number in range(1, count)]
+        trials += [*tried, *(run for run in more if run.failed)]
+        runs += [chosen, *(run for run in more if not run.failed)]
+    return runs, [{"model": run.system, "settings": dict(run.settings), **run.result} for run in trials]
 
 
-def select(runs: Sequence[Run], half: str = "valid") -> Run:
-    """The run with the best NDCG@10, the first on a tie.
+def select(runs: Sequence[Run]) -> Run:
+    """The run with the best NDCG@10 on the validation half, the first on a tie.
 
     Raises:
-        UsageError: half is not the validation half: what is chosen on the test half proves nothing on it.
+        M3RecError: all have failed.
     """
-    if half != "valid":
-        raise UsageError(f"settings are chosen on the validation half, got '{half}': the test half only judges")
-    return max(runs, key=lambda run: run.result["valid_ndcg_10"])
+    whole = [run for run in runs if not run.failed]
+    if not whole:
+        tried = "; ".join(f"{dict(run.settings)}: {run.result['failed']}" for run in runs)
+        raise M3RecError(
+            f"no settings of {runs[0].system} can be trained: {tried}. Give it others in "
+            f"compare.settings.{runs[0].system}, or leave it out of compare.models"
+        )
+    return max(whole, key=lambda run: run.result["valid_ndcg_10"])
 
 
 def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: int) -> Run:
@@ -101,14 +112,19 @@ def _train(bench: Bench, system: System, name: str, settings: Settings, seed: in
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     start = time.perf_counter()
-    facts = system.train(bench, settings, seed, part)
-    seconds = time.perf_counter() - start
-    found = mean_ndcg(system.scorer(bench, part, name), bench.arrays, bench.sample)
-    result = {"seed": seed, "valid_ndcg_10": found, "seconds": round(seconds, 2), **facts}
+    try:
+        facts = system.train(bench, settings, seed, part)
+        seconds = time.perf_counter() - start
+        found = mean_ndcg(system.scorer(bench, part, name), bench.arrays, bench.sample)
+        result = {"seed": seed, "valid_ndcg_10": found, "seconds": round(seconds, 2), **facts}
+        log.info("%s %s seed %d: validation NDCG@10 %.4f (%.0f s)", name, dict(settings), seed, found, seconds)
+    except DivergedError as error:  # it would diverge again: kept, so that the others go on without it
+        failed = str(error).partition(":")[0]
+        result = {"seed": seed, "failed": failed, "seconds": round(time.perf_counter() - start, 2)}
+        log.warning("%s %s seed %d: %s; it is left out", name, dict(settings), seed, failed)
     (part / _RESULT).write_text(json.dumps(result), encoding="utf-8")
     shutil.rmtree(place, ignore_errors=True)
     part.rename(place)
-    log.info("%s %s seed %d: validation NDCG@10 %.4f (%.0f s)", name, dict(settings), seed, found, seconds)
 
 
 def rank_runs(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from m3rec_spark.config import Config, Train
+from m3rec_spark.config import Config, Train, changed
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores
 from m3rec_spark.models.catalogue import PAIR_MODELS, build
@@ -151,7 +151,7 @@ def train_module(name: str) -> Callable[[Bench, Settings, int, Path], Facts]:
 
 def train_m3rec(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
     """The market model under train.*, changed by the settings."""
-    options = bench.config.train.model_copy(update={**settings, "seed": seed})
+    options: Train = changed(bench.config, "train", {**settings, "seed": seed}, "compare.settings")
     dimension, device = bench.config.skipgram.dimension, bench.device
     model, arrays = build_model(bench.workspace, bench.arrays, options, dimension).to(device), bench.arrays
     validator = bench.validator()

@@ -30,6 +30,10 @@ class System:
     """Whether another seed gives another model."""
     reads: tuple[str, ...] = ()
     """Sections of the config that its training follows from, beside those of prepare and compare."""
+    section: str | None = None
+    """The section of the config whose keys its settings are; None: they are the keys of the grid."""
+    held: frozenset[str] = frozenset()
+    """Keys of that section that are the comparison's."""
     version: int = 1
     """One more when its code gives something else: runs of before are no longer taken for its own."""
 
@@ -61,7 +65,10 @@ def _graph(title: str, family: str, name: str, last: Settings, version: int = 1,
 
 
 def _m3rec(title: str, **changes: Any) -> System:
-    return System(title, "Multi", (changes,), recipes.train_m3rec, recipes.m3rec_scorer, reads=_ALL)
+    held = frozenset({"seed", *changes})
+    return System(
+        title, "Multi", (changes,), recipes.train_m3rec, recipes.m3rec_scorer, reads=_ALL, section="train", held=held
+    )
 
 
 def _closed(title: str, family: str, grid: tuple[Settings, ...], train: Recipe) -> System:
@@ -78,7 +85,14 @@ SYSTEMS: dict[str, System] = {
     "neumf": _network("NeuMF", "Mix", "neumf"),
     "lightgcn": _graph("LightGCN", "Mix", "lightgcn", {"negatives": 16}),
     "random_walk": System(
-        "Random Walk", "Mix", _WALKS, recipes.train_random_walk, recipes.cosine_scorer, reads=("walks", "skipgram")
+        "Random Walk",
+        "Mix",
+        _WALKS,
+        recipes.train_random_walk,
+        recipes.cosine_scorer,
+        reads=("walks", "skipgram"),
+        section="skipgram",
+        held=frozenset({"seed", "smooth"}),
     ),
     "slim": _closed("SLIM", "Mix", _SPARSE, recipes.train_slim),
     "ease": _closed("EASE^R", "Mix", _RIDGES, recipes.train_ease),

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from m3rec_spark.data.arrays import MarketArrays
+from m3rec_spark.errors import UsageError
 from m3rec_spark.evaluation.blend import choose_weights
 
 
@@ -41,6 +43,7 @@ def sample(markets: list[int]) -> pa.Table:
             "market": pa.array(markets, pa.int32()),
             "user": pa.array([0] * n, pa.int32()),
             "positive": pa.array([0] * n, pa.int32()),
+            "half": ["valid"] * n,
             "negatives": pa.array([[1, 2]] * n, pa.list_(pa.int32())),
         }
     )
@@ -65,8 +68,15 @@ def test_each_market_gets_the_linear_model_that_ranks_its_positive_best() -> Non
 
 
 def test_only_the_candidates_count() -> None:
-    lists = sample([0]).set_column(3, "negatives", pa.array([[1]], pa.list_(pa.int32())))
+    lists = sample([0]).set_column(4, "negatives", pa.array([[1]], pa.list_(pa.int32())))
     cosine, ease = Fixed(((1, 0, 9), (0,) * 3, (0,) * 3)), Fixed(((9, 0, 0), (0,) * 3, (0,) * 3))
     assert (
         choose_weights(cosine, [ease], shop(), lists, (0.0, 1.6))[1][0] == 0.0
     )  # item 2 is no candidate: nothing to mend
+
+
+def test_the_test_half_chooses_no_share() -> None:
+    scores = Fixed(((1, 0, 0),) * 3)
+    tested = sample([0, 1]).set_column(3, "half", pa.array(["valid", "test"]))
+    with pytest.raises(UsageError, match="got users of 'test': the test half only judges"):
+        choose_weights(scores, [scores], shop(), tested, (0.0, 1.0))

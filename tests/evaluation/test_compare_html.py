@@ -116,6 +116,16 @@ def test_rows_of_ours_are_marked() -> None:
     assert {second for _, second in marked} == {"Multi", "M3Rec", "as configured", "dropout=0.9"}
 
 
+def test_what_could_not_be_tested_is_said() -> None:
+    report = {**small_report(), "transfer": [], "transfer_skipped": "needs 80 GB & more"}
+    report["tests"] = [{**test, "users": 3 if test["market"] == "<de>" else 90} for test in report["tests"]]
+    page = compare_page(report)
+    assert "<h2>Who helps whom</h2><p>Left out: needs 80 GB &amp; more</p>" in page
+    assert "Not tested, fewer than 10 test users: &lt;de&gt;." in page
+    assert "Left out:" not in PAGE
+    assert "Not tested" not in PAGE
+
+
 def test_names_are_escaped() -> None:
     rest = PAGE
     for name in (*MARKETS, GUEST, "<a>"):

@@ -147,3 +147,9 @@ def test_markets_of_too_few_users_are_named() -> None:
     assert untested_markets(report) == ["<de>"]
     assert "not tested, fewer than 10 test users: <de>" in table_2(report)
     assert runner_up_table(report, "standard", "ndcg_10")[2] == ["EASE^R", "<de>", "9", "-2.0 (untested)", "-", "-"]
+
+
+def test_an_audit_that_was_left_out_says_why() -> None:
+    report = {**small_report(), "transfer": [], "transfer_skipped": "needs 80 GB"}
+    assert "who helps whom (EASE^R, NDCG@10 x 100)\nleft out: needs 80 GB\n" in table_2(report)
+    assert "left out: needs" not in table_2(REPORT)

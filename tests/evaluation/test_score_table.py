@@ -17,7 +17,7 @@ from small_workspace import publish_random_shop, publish_shop
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.candidates import Seen, freeze_candidates
-from m3rec_spark.evaluation.score_table import COLUMNS, read_scores, table_ranks
+from m3rec_spark.evaluation.score_table import COLUMNS, index_scores, read_scores, refuse_unscored_users, table_ranks
 from m3rec_spark.schema import CANDIDATES, RANKS
 from m3rec_spark.tables import Workspace
 
@@ -145,6 +145,13 @@ def as_table(spark: SparkSession, scores: Scores) -> DataFrame:
     ))  # fmt: skip
 
 
+def ranks_of(
+    spark: SparkSession, workspace: Workspace, scores: Scores, candidates: DataFrame, seen: str
+) -> tuple[DataFrame, int]:
+    tables = frames(spark, workspace)
+    return table_ranks(index_scores(as_table(spark, scores), tables), candidates, "theirs", tables, seen)
+
+
 @pytest.mark.parametrize("seen", ["excluded", "included"])
 def test_ranks_against_loops(spark: SparkSession, shop: tuple[Workspace, MarketArrays], seen: Seen) -> None:
     workspace, arrays = shop
@@ -152,7 +159,7 @@ def test_ranks_against_loops(spark: SparkSession, shop: tuple[Workspace, MarketA
     rows, scores = [row.asDict() for row in candidates.collect()], random_scores(workspace, arrays)
     markets, users, items = ids_of(workspace)
     given = {**scores, ("elsewhere", "u0", "i 3"): 9.0, ("b", "nobody", "i 3"): 9.0, ("b", "u1", "no item"): 9.0}
-    ranks, blank = table_ranks(as_table(spark, given), candidates, "theirs", frames(spark, workspace), seen)
+    ranks, blank = ranks_of(spark, workspace, given, candidates, seen)
     assert [(field.name, field.dataType) for field in ranks.schema] == [(f.name, f.dataType) for f in RANKS]
     expected = plain_ranks(workspace, arrays, rows, scores, seen)
     assert len(expected) == 55
@@ -182,7 +189,7 @@ def test_ranks_by_hand(spark: SparkSession, tmp_path: Path) -> None:
         ("excluded", 1 + 1 / 2, 1 + 1 + 3 / 2),  # u against c d e, w against a and b c d
         ("included", 1 + 1 + 1 / 2, 1 + 1 + 4 / 2),  # a too, above; e too, level
     ):
-        ranks, blank = table_ranks(as_table(spark, scores), candidates, "x", frames(spark, workspace), seen)
+        ranks, blank = ranks_of(spark, workspace, scores, candidates, seen)
         found = {row["user"]: (row["cold"], row["rank"], row["full_rank"]) for row in ranks.collect()}
         assert found == {u: (False, 1 + 1 / 2, full_u), w: (True, 1 + 1 + 1 / 2, full_w)}
         assert blank == 2 + 2  # d and e of u; b and the positive of w
@@ -191,9 +198,7 @@ def test_ranks_by_hand(spark: SparkSession, tmp_path: Path) -> None:
 def test_only_the_positive_has_a_score(spark: SparkSession, tmp_path: Path) -> None:
     workspace = publish_shop(tmp_path, [("m", "u", "a"), ("m", "v", "b"), ("m", "v", "c")], [("m", "u", "b", "test")])
     candidates = spark.createDataFrame([(0, 0, 1, "test", False, [2])], CANDIDATES)
-    ranks, blank = table_ranks(
-        as_table(spark, {("m", "u", "b"): -3.0}), candidates, "x", frames(spark, workspace), "excluded"
-    )
+    ranks, blank = ranks_of(spark, workspace, {("m", "u", "b"): -3.0}, candidates, "excluded")
     assert [(row["rank"], row["full_rank"]) for row in ranks.collect()] == [(1.0, 1.0)]
     assert blank == 1
 
@@ -203,5 +208,10 @@ def test_a_user_without_any_score(spark: SparkSession, shop: tuple[Workspace, Ma
     candidates = freeze_candidates(spark, workspace, workspace.folder("arrays"), 6, "excluded", 1)
     scores = {key: score for key, score in random_scores(workspace, arrays).items() if key[:2] != ("b", "u17")}
     scores["a", "u17", "i 15"] = scores["b", "u17", "unheard of"] = 1.0  # another market's, another item's: no help
+    tables = frames(spark, workspace)
+    scored = index_scores(as_table(spark, scores), tables)
     with pytest.raises(DataError, match=r"'theirs': 1 of 55 users .* none, as user u17 in market b: score every user"):
-        table_ranks(as_table(spark, scores), candidates, "theirs", frames(spark, workspace), "excluded")
+        refuse_unscored_users(scored, candidates, "theirs", tables)
+    markets, users, _ = ids_of(workspace)
+    ((market, user),) = [key for key, name in users.items() if (markets[key[0]], name) == ("b", "u17")]
+    refuse_unscored_users(scored, candidates.filter(f"market != {market} OR user != {user}"), "theirs", tables)

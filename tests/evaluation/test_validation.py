@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.errors import DataError
+from m3rec_spark.errors import DataError, UsageError
 from m3rec_spark.evaluation import validation
-from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores, validation_sample
+from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores, mean_ndcg, validation_sample
 from m3rec_spark.models.m3rec import M3Rec
+from m3rec_spark.ranking.scorers import PopularityScorer
 from m3rec_spark.tables import arrow_schema
 
 # Market 0: users 0, 1, items 0-3 (slots 0-3); market 1: user 0, items 2, 3, 5 (slots 4-6).
@@ -77,6 +78,15 @@ def test_ties_count_half() -> None:
 def test_no_validation_user_is_an_error() -> None:
     with pytest.raises(DataError, match="validation half"):
         Validator(ARRAYS, candidates([]), {0: "de"})
+
+
+def test_the_test_half_chooses_nothing(published: Path) -> None:
+    sample = validation_sample(published, 10, 1, half="test")
+    assert sample.num_rows == 1
+    with pytest.raises(UsageError, match="got users of 'test': the test half only judges"):
+        Validator(ARRAYS, sample, {0: "de"})
+    with pytest.raises(UsageError, match="got users of 'test'"):
+        mean_ndcg(PopularityScorer(), ARRAYS, sample)
 
 
 @pytest.fixture
