@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print(
-            "interrupted: finished stages stay and are skipped next time; a training goes on with --resume",
+            "interrupted: what is finished stays and is skipped when the same command is run again"
+            + ("; a training goes on with --resume" if arguments.command in ("train", "run", "demo") else ""),
             file=sys.stderr,
         )
         return 130

@@ -460,6 +460,11 @@ def _explain(problem: Any) -> str:
         known = list(section.model_fields)
         hint = did_you_mean(location[-1], known) or f" Known here: {', '.join(known)}."
         return f"{key}: unknown key.{hint}"
+    if location[-1] == "[key]" and problem["type"] == "literal_error":  # a text, but none of those there are
+        where, named = ".".join(location[:-2]), str(problem["input"])
+        known = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
+        hint = did_you_mean(named, known.split(", ")) or f" Known here: {known}."
+        return f"{where}: unknown name '{named}'.{hint}"
     if location[-1] == "[key]" or problem["type"] == "invalid_key":  # no, on, 1: YAML's truth values and numbers
         named, depth = (problem["input"], 2) if location[-1] == "[key]" else (location[-1], 1)
         where = ".".join(location[:-depth]) or "the config"

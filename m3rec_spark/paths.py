@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from m3rec_spark.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 def local_path(path: str | Path) -> Path:
@@ -36,6 +40,23 @@ def refuse_overlap(output: str | Path, source: str | Path) -> None:
     out, src = local_path(output), local_path(source)
     if out == src or out in src.parents or src in out.parents:
         raise UsageError(f"the workspace {out} and the source {src} overlap: choose a workspace outside the source")
+
+
+@contextlib.contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process; the lock goes with the process, however that ends.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    with open(folder / ".lock", "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process works in {folder}: wait for it, or take another workspace") from None
+        except OSError:  # a mounted store without locks
+            log.debug("%s cannot be locked", folder)
+        yield
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from m3rec_spark.errors import UsageError
-from m3rec_spark.paths import local_path, refuse_overlap, replacing, write_atomically
+from m3rec_spark.paths import held_alone, local_path, refuse_overlap, replacing, write_atomically
 
 
 def test_local_paths(tmp_path: Path, monkeypatch) -> None:
@@ -68,3 +70,14 @@ def test_replacing_leaves_the_old_file_when_the_block_fails(tmp_path: Path) -> N
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
+    """Another process is refused while it is held, and not after; that of a killed one is free."""
+    code = "import sys, pathlib, m3rec_spark.paths as p\nwith p.held_alone(pathlib.Path(sys.argv[1])): print('held')"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with held_alone(tmp_path):
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert refused.stdout == ""
+        assert f"UsageError: another process works in {tmp_path}: wait for it" in refused.stderr
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "held\n"

@@ -18,11 +18,11 @@ from m3rec_spark.evaluation.tables import (
     names_of,
     runner_up_table,
     system_table,
+    thin_markets,
     title,
     transfer_table,
     trial_table,
     unscored_table,
-    untested_markets,
     values,
 )
 
@@ -77,11 +77,11 @@ def compare_page(report: Report) -> str:
 def _summary(report: Report) -> str:
     contracts = "".join(
         f"<li>{escape(one['name'])}: <code>{one['sha256'][:16]}</code>, {one['counts']['test']:,} test users, "
-        f"{one['negatives']} negatives, seen items {escape(one['seen'])}</li>"
+        f"up to {one['negatives']} negatives, seen items {escape(one['seen'])}</li>"
         for one in report["contracts"]
     )
-    few = ", ".join(map(escape, untested_markets(report)))
-    untested = f" Not tested, fewer than {FEWEST} test users: {few}." if few else ""
+    thin = ", ".join(map(escape, thin_markets(report)))
+    untested = f" Fewer than {FEWEST} test users, not tested and not in the mean: {thin}." if thin else ""
     return (
         "<h1>Multi-market recommendation: the systems compared</h1>"
         f"<p>Leave-one-out on frozen candidate lists; settings chosen on the validation half.</p><ul>{contracts}</ul>"
@@ -103,11 +103,17 @@ def _contract(report: Report, contract: str) -> list[str]:
     if len(variants) > 1:
         table = system_table(report, contract, "mrr", variants)
         parts.append(f"<h3>Table 3: without the similarities, MRR@10 x 100</h3>{_html(table, report)}")
-    shown = [name for name in (_OURS, "m3rec_without_both", "ease", "lightgcn") if name in trained]
+    guests = sorted(trained - set(report["systems"]))
+    shown = dict.fromkeys((_OURS, "m3rec_without_both", *_runner_up(report, contract), "ease", *guests))
     for kind, head in _KINDS.items():
-        table = group_table(report, contract, kind, shown)
-        parts.append(f"<h3>{head}, MRR@10 x 100 (users)</h3>{_html(table, report)}")
+        table = group_table(report, contract, kind, [name for name in shown if name in trained])
+        if len(table) > 1:
+            parts.append(f"<h3>{head}, MRR@10 x 100 (users)</h3>{_html(table, report)}")
     return parts
+
+
+def _runner_up(report: Report, contract: str) -> set[str]:
+    return {test["other"] for test in report["tests"] if test["runner_up"] and test["contract"] == contract}
 
 
 def _html(table: Table, report: Report, left: int = 2, wrap: bool = False) -> str:

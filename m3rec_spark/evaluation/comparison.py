@@ -13,9 +13,9 @@ import numpy as np
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from m3rec_spark.evaluation.metrics import ALL, MEAN, Row, metrics_by_market
+from m3rec_spark.evaluation.metrics import ALL, MEAN, Row, means_over_markets, metrics_by_market
 from m3rec_spark.evaluation.metrics import K as CUTOFF
-from m3rec_spark.evaluation.significance import compare, holm
+from m3rec_spark.evaluation.significance import FEWEST, compare, holm
 
 _SEED = "#"  # between a model's name and its seed in the column `model` of RANKS
 
@@ -26,11 +26,13 @@ def seeded_name(model: str, seed: int) -> str:
 
 
 def rows_by_seed(ranks: DataFrame, market_ids: Mapping[int, str], contract: str) -> list[Row]:
-    """Rows of METRICS with the columns `seed` and `contract`; of the halves by themselves, not of both together."""
+    """Rows of METRICS with the columns `seed` and `contract`, one half at a time.
+
+    Market "mean" is over the markets with FEWEST users or more: a handful of users must not weigh as much as thousands.
+    """
+    found = [row for row in metrics_by_market(ranks, market_ids) if row["split"] != "all" and row["market"] != MEAN]
     rows = []
-    for row in metrics_by_market(ranks, market_ids):
-        if row["split"] == "all":
-            continue
+    for row in [*found, *means_over_markets([row for row in found if row["n"] >= FEWEST])]:
         model, _, seed = row["model"].rpartition(_SEED)
         rows.append({**row, "model": model, "seed": int(seed), "contract": contract})
     return rows

@@ -7,7 +7,7 @@ the same to the last bit under any partitioning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ def metrics_by_market(ranks: DataFrame, market_ids: Mapping[int, str]) -> list[R
                 counts = histograms.setdefault((row["model"], market, split, row["prefix"]), {})
                 counts[row["rank"]] = counts.get(row["rank"], 0) + row["users"]
     rows = [row for group, counts in sorted(histograms.items()) for row in _metric_rows(*group, counts)]
-    return rows + _means(rows)
+    return rows + means_over_markets(rows)
 
 
 def rank_counts(ranks: DataFrame) -> DataFrame:
@@ -145,7 +145,8 @@ def _metric_rows(model: str, market: str, split: str, prefix: str, histogram: Hi
     ]
 
 
-def _means(rows: list[Row]) -> list[Row]:
+def means_over_markets(rows: Sequence[Row]) -> list[Row]:
+    """Rows of market "mean", n the number of markets, from the rows of the markets; those of "all" are passed over."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row["market"] != ALL:

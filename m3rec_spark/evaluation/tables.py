@@ -92,9 +92,13 @@ def unscored_table(report: Report) -> Table:
     return [["contract", "table of scores", "candidates without a score: below all others"], *left_out]
 
 
-def untested_markets(report: Report) -> list[str]:
-    """Markets with fewer test users than a test needs."""
-    return sorted({test["market"] for test in report["tests"] if test["users"] < FEWEST})
+def thin_markets(report: Report) -> list[str]:
+    """Markets with fewer test users than a test needs, and how many: neither tested nor part of the mean."""
+    users = dict.fromkeys(report["shared_items"]["markets"], 0)
+    for row in report["means"]:
+        if row["market"] in users:
+            users[row["market"]] = max(users[row["market"]], row["n"])
+    return [f"{market} ({n})" for market, n in sorted(users.items()) if n < FEWEST]
 
 
 def group_table(report: Report, contract: str, kind: str, names: Sequence[str]) -> Table:
@@ -150,9 +154,14 @@ def table_2(report: Report) -> str:
     skipped = report["transfer_skipped"]
     audited = [f"left out: {skipped}"] if skipped else aligned(transfer_table(report))
     parts.append("\n".join(["who helps whom (EASE^R, NDCG@10 x 100)", *audited]))
-    if few := untested_markets(report):
-        parts.append(f"not tested, fewer than {FEWEST} test users: {', '.join(few)}")
-    parts.append("* ** ***: M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test, Holm over markets); +: it is worse")
+    if thin := thin_markets(report):
+        parts.append(f"fewer than {FEWEST} test users, not tested and not in the mean: {', '.join(thin)}")
+    for name, count in report["unknown"].items():
+        if count:
+            parts.append(f"{count:,} scores of '{name}' are of a market, user or item that the workspace has not")
+    legend = "M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test, Holm over markets); +: it is worse"
+    if report["tests"]:
+        parts.append(f"* ** ***: {legend}. In differences *: p < 0.05, either way")
     return "\n\n".join(parts) + "\n"
 
 

@@ -27,7 +27,7 @@ from m3rec_spark.evaluation.metrics import METRICS, Row
 from m3rec_spark.evaluation.report import tracked_metrics
 from m3rec_spark.evaluation.score_table import index_scores, read_scores, refuse_unscored_users, table_ranks
 from m3rec_spark.evaluation.tables import table_2
-from m3rec_spark.paths import write_atomically
+from m3rec_spark.paths import held_alone, write_atomically
 from m3rec_spark.similarity import ease
 from m3rec_spark.stages.compare_runs import bench_of, contracts, make_runs, rank_runs
 from m3rec_spark.stages.context import Context
@@ -47,8 +47,15 @@ def run(context: Context) -> None:
 
     What the user may have got wrong is refused before the first training.
     """
-    folder, bench, given = context.workspace.root / "compare", bench_of(context), context.config.compare
+    folder = context.workspace.root / "compare"
     folder.mkdir(parents=True, exist_ok=True)
+    with held_alone(folder):
+        _write(context, _plain(_compare(context, bench_of(context), folder)))
+
+
+def _compare(context: Context, bench: Bench, folder: Path) -> dict[str, Any]:
+    """The report."""
+    given = context.config.compare
     grids = all_trials(context.config)
     if "ease" in given.models:
         ease.plan(bench.arrays.n_items, context.config.ease.memory_gb)
@@ -59,6 +66,7 @@ def run(context: Context) -> None:
     report |= {"contracts": [], "rows": [], "means": [], "tests": [], "groups": [], "trials": trials, "unscored": {}}
     report["systems"] = {name: {"title": SYSTEMS[name].title, "family": SYSTEMS[name].family} for name in given.models}
     report["runs"] = [{"model": one.system, "settings": dict(one.settings), **one.result} for one in runs]
+    report["unknown"] = {guest.name: guest.unknown for guest in guests}
     for lists, contract in listed:
         ranks = rank_runs(context, bench, runs, lists, contract)
         for guest in guests:
@@ -69,7 +77,7 @@ def run(context: Context) -> None:
         ranks.unpersist()
     report["transfer"], report["transfer_skipped"] = _transfer(context, bench, folder)
     report["shared_items"] = shared_items(bench.arrays, bench.market_ids)
-    _write(context, _plain(report))
+    return report
 
 
 def _add_figures(
@@ -114,8 +122,13 @@ class _Guest:
     ) -> None:
         named = ("markets", "users", "items", "market_items", "interactions")
         self._tables = {table: context.workspace.read(context.spark(), table) for table in named}
-        self._scored = index_scores(read_scores(context.spark(), path), self._tables).cache()
-        self.name = name
+        read = read_scores(context.spark(), path)
+        self._scored = index_scores(read, self._tables).cache()
+        self.name, self.unknown = name, read.count() - self._scored.count()
+        if self.unknown:
+            log.warning(
+                "scores of '%s': %d are of a market, user or item that the workspace has not", name, self.unknown
+            )
         for lists, _ in listed:
             refuse_unscored_users(self._scored, lists.filter("half = 'test'"), name, self._tables)
 
@@ -186,6 +199,7 @@ def _write(context: Context, report: Mapping[str, Any]) -> None:
     write_atomically(root / PAGE, page.encode())
     context.tracker.json(dict(report), Path(REPORT).name)
     context.tracker.text(page, Path(PAGE).name)
+    context.tracker.text(text, Path(TEXT).name)
     for contract in (one["name"] for one in report["contracts"]):
         rows = [row for row in report["means"] if row["contract"] == contract and row["metric"] in METRICS]
         context.tracker.metrics({f"{contract}/{name}": value for name, value in tracked_metrics(rows).items()})

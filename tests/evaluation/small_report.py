@@ -95,7 +95,7 @@ def small_report() -> dict[str, Any]:
             ("a & b", "<de>", -0.011, -0.02, -0.002, 0.01),
         )
     ]
-    report["transfer_skipped"] = None
+    report["transfer_skipped"], report["unknown"] = None, {GUEST: 0}
     report["shared_items"] = {"markets": list(MARKETS), "items": [[1000, 250], [250, 500]]}
     report["runs"] = [
         {"model": "ease"},

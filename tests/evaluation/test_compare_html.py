@@ -94,16 +94,16 @@ def test_tables_are_those_of_the_report() -> None:
     assert READ.tables[0][1] == ["EASE^R", "Mix", "1", "20.0*", "30.0***", "25.0"]
     assert [len(table) - 1 for table in READ.tables[5:8]] == [3, 3, 3]  # groups: item, popularity, history
     assert READ.tables[3] == runner_up_table(report, "standard", "ndcg_10")
-    assert READ.tables[15] == unscored_table(report)
-    assert READ.tables[16][1] == ["others", "-", "+2.0 [-1.0, +5.0]"]
-    assert READ.tables[17] == [
+    assert READ.tables[12] == unscored_table(report)
+    assert READ.tables[13][1] == ["others", "-", "+2.0 [-1.0, +5.0]"]
+    assert READ.tables[14] == [
         ["system", "settings", "validation NDCG@10 x 100", "seconds", "stopped by"],
         ["EASE^R", "lambda_f=30.0", "25.13", "2", "-"],
         ["M3Rec", "as configured", "40.00", "61", "patience"],
         ["M3Rec", "dropout=0.9", "-", "3", "the loss became nan in epoch 1"],
         ["NeuMF", "widths=[8, 4], of=<a>", "10.00", "0", "-"],
     ]
-    assert len(READ.tables) == 18
+    assert len(READ.tables) == 15  # paper-like has no groups, and no headings for them
     assert [text for text in READ.headings if text.startswith("Contract")] == [
         "Contract standard: Table 2",
         "Contract paper-like: Table 2",
@@ -118,12 +118,12 @@ def test_rows_of_ours_are_marked() -> None:
 
 def test_what_could_not_be_tested_is_said() -> None:
     report = {**small_report(), "transfer": [], "transfer_skipped": "needs 80 GB & more"}
-    report["tests"] = [{**test, "users": 3 if test["market"] == "<de>" else 90} for test in report["tests"]]
+    report["means"] = [{**row, "n": 3 if row["market"] == "<de>" else 90} for row in report["means"]]
     page = compare_page(report)
     assert "<h2>Who helps whom</h2><p>Left out: needs 80 GB &amp; more</p>" in page
-    assert "Not tested, fewer than 10 test users: &lt;de&gt;." in page
+    assert "Fewer than 10 test users, not tested and not in the mean: &lt;de&gt; (3)." in page
     assert "Left out:" not in PAGE
-    assert "Not tested" not in PAGE
+    assert "not tested" not in PAGE
 
 
 def test_names_are_escaped() -> None:

@@ -30,7 +30,15 @@ def table(spark: SparkSession, *rows: tuple[str, int, int, float]) -> DataFrame:
     return spark.createDataFrame([(m, k, u, "test", False, rank, rank + 20) for m, k, u, rank in rows], RANKS)
 
 
-def test_rows_by_seed(spark: SparkSession) -> None:
+def test_a_few_users_are_no_part_of_the_mean(spark: SparkSession) -> None:
+    many = [("a#7", 0, user, 2.0) for user in range(10)]
+    rows = rows_by_seed(table(spark, *many, *(("a#7", 1, user, 1.0) for user in range(9))), MARKETS, "standard")
+    found = {row["market"]: (row["value"], row["n"]) for row in rows if row["metric"] == "mrr"}
+    assert found == {"de": (0.5, 10), "ü": (1.0, 9), "all": (pytest.approx(14 / 19), 19), "mean": (0.5, 1)}
+
+
+def test_rows_by_seed(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m3rec_spark.evaluation.comparison.FEWEST", 1)
     ranks = table(spark, ("a#b#7", 0, 0, 2.0), ("a#b#12", 0, 0, 4.0), (seeded_name("c", 7), 1, 0, 1.0))
     rows = rows_by_seed(ranks, MARKETS, "standard")
     assert {row["contract"] for row in rows} == {"standard"}

@@ -14,10 +14,10 @@ from m3rec_spark.evaluation.tables import (
     stars,
     system_table,
     table_2,
+    thin_markets,
     transfer_table,
     trial_table,
     unscored_table,
-    untested_markets,
 )
 
 REPORT = small_report()
@@ -138,15 +138,30 @@ def test_trials_are_listed_with_their_settings_and_cost() -> None:
 
 
 def test_markets_of_too_few_users_are_named() -> None:
-    assert untested_markets(REPORT) == []
+    assert thin_markets(REPORT) == []
     assert "not tested" not in table_2(REPORT)
     report = small_report()
+    report["shared_items"]["markets"] = [*report["shared_items"]["markets"], "nobody"]
+    for row in report["means"]:
+        if row["market"] == "<de>":
+            row["n"] = 9
     for test in report["tests"]:
         if test["market"] == "<de>":
             test |= {"users": 9, "low": None, "high": None, "p_holm": None}
-    assert untested_markets(report) == ["<de>"]
-    assert "not tested, fewer than 10 test users: <de>" in table_2(report)
+    assert thin_markets(report) == ["<de> (9)", "nobody (0)"]
+    assert "fewer than 10 test users, not tested and not in the mean: <de> (9), nobody (0)\n" in table_2(report)
     assert runner_up_table(report, "standard", "ndcg_10")[2] == ["EASE^R", "<de>", "9", "-2.0 (untested)", "-", "-"]
+
+
+def test_scores_of_unknown_ids_are_counted() -> None:
+    assert "that the workspace has not" not in table_2(REPORT)
+    told = f"1,234 scores of '{GUEST}' are of a market, user or item that the workspace has not"
+    assert told in table_2({**REPORT, "unknown": {GUEST: 1234}})
+
+
+def test_the_legend_needs_m3rec() -> None:
+    assert "M3Rec is better" in table_2(REPORT)
+    assert "M3Rec is better" not in table_2({**REPORT, "tests": []})
 
 
 def test_an_audit_that_was_left_out_says_why() -> None:

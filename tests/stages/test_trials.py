@@ -87,6 +87,8 @@ def test_settings_that_cannot_be_are_refused(name: str, given: dict[str, Any], t
         ("compare.models=[]", "compare.models: "),
         ("compare.models=[ease, slim, ease]", "ease is named twice"),
         ("compare.settings={neumf: []}", "compare.settings.neumf: "),
+        ("compare.settings={neumv: [{}]}", r"compare.settings: unknown name 'neumv'. Did you mean 'neumf'\\?"),
+        ("compare.seeds_of={xyz: 2}", r"compare.seeds_of: unknown name 'xyz'. Known here: popularity, neumf, lightgcn"),
     ],
 )
 def test_lists_that_cannot_be_are_refused(override: str, told: str) -> None:
