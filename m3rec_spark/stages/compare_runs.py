@@ -135,7 +135,8 @@ def rank_runs(
     The users are spread over the tasks first: one of a large market costs several of a small one.
     """
     arrays, frames = context.workspace.folder("arrays"), []
-    test = lists.filter(F.col("half") == "test").repartition(context.config.spark.shuffle_partitions, "market", "user")
+    tasks = int(context.spark().conf.get("spark.sql.shuffle.partitions") or 1)
+    test = lists.filter(F.col("half") == "test").repartition(tasks, "market", "user")
     for run in runs:
         place = run.folder / _RANKS / contract["sha256"][:12]
         if not (place / "_SUCCESS").is_file():
