@@ -134,7 +134,7 @@ def _row(tag: str, cells: Sequence[str], left: int, more: str) -> str:
 def _bars(report: Report, contract: str, names: Sequence[str]) -> str:
     """A group of bars for every market, whiskers from the users' 95% interval."""
     markets, found = markets_of(report), values(report, contract, "ndcg_10")
-    highest = max((row["value"] + row["half_width"] for row in found.values()), default=1.0) or 1.0
+    highest = _top(max((row["value"] + row["half_width"] for row in found.values()), default=1.0))
     bar, height, left = 11, 220, 40
     group = max(bar * len(names) + 18, _broadest(markets))
     width = left + group * len(markets)
@@ -160,6 +160,11 @@ def _bar(x: float, width: float, row: Mapping[str, Any], highest: float, height:
         f"<title>{escape(name)}, {told}</title></rect>"
         f'<line x1="{middle}" x2="{middle}" y1="{low:.1f}" y2="{high:.1f}" stroke="#1c2430"/>'
     )
+
+
+def _top(highest: float) -> float:
+    """The axis ends at a round number of hundredths."""
+    return next((top / 100 for top in (2, 4, *range(10, 100, 10)) if highest <= top / 100), 1.0)
 
 
 def _y(value: float, highest: float, height: float) -> float:
@@ -200,7 +205,7 @@ def _curves(report: Report) -> str:
             curves.setdefault(run["model"], run["curve"])
     if not curves:
         return ""
-    longest, highest = max(map(len, curves.values())), max(max(curve) for curve in curves.values()) or 1.0
+    longest, highest = max(map(len, curves.values())), _top(max(max(curve) for curve in curves.values()))
     left, width, height = 40, 640, 240
     marks, step = _grid(left, width - 20, highest, height), (width - 60) / max(longest - 1, 1)
     for name, curve in curves.items():

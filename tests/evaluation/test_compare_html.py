@@ -16,6 +16,7 @@ import pytest
 from matplotlib import image
 from small_report import GUEST, MARKETS, VALUES, small_report
 
+from m3rec_spark.evaluation import compare_html
 from m3rec_spark.evaluation.compare_html import compare_page
 from m3rec_spark.evaluation.tables import runner_up_table, system_table, unscored_table
 
@@ -153,16 +154,16 @@ def test_bars_by_hand() -> None:
     rects, whiskers = bars.findall("rect"), [line for line in bars.findall("line") if line.get("x1") == line.get("x2")]
     assert len(rects) == len(whiskers) == 4 + 3 + 4  # NeuMF has no value in <de>
     assert len(other.findall("rect")) == 12
-    assert [text.text for text in bars.findall("text")] == ["0", "28", "55", "<de>", "a & b", "mean"]  # 50 + 5
+    assert [text.text for text in bars.findall("text")] == ["0", "30", "60", "<de>", "a & b", "mean"]  # 55, rounded up
     told = [rect.find("title").text for rect in rects]
     assert told[0] == "EASE^R, <de>: 20.0 ± 5.0"
     assert told[5] == "M3Rec, a & b: 42.6 ± 5.0"
-    first = rects[0]  # 0.2 of 0.55 at a height of 220, 16 from the top
-    assert float(first.get("y")) == pytest.approx(16 + 220 * (1 - 0.2 / 0.55), abs=0.1)
-    assert float(first.get("height")) == pytest.approx(220 * 0.2 / 0.55, abs=0.1)
+    first = rects[0]  # 0.2 of 0.6 at a height of 220, 16 from the top
+    assert float(first.get("y")) == pytest.approx(16 + 220 * (1 - 0.2 / 0.6), abs=0.1)
+    assert float(first.get("height")) == pytest.approx(220 * 0.2 / 0.6, abs=0.1)
     guest = whiskers[2]  # in <de>: from 0.09 down to the axis, though 0.04 - 0.05 is below it
     assert float(guest.get("y1")) == 16 + 220
-    assert float(guest.get("y2")) == pytest.approx(16 + 220 * (1 - 0.09 / 0.55), abs=0.1)
+    assert float(guest.get("y2")) == pytest.approx(16 + 220 * (1 - 0.09 / 0.6), abs=0.1)
 
 
 def test_a_system_has_one_colour() -> None:
@@ -271,3 +272,10 @@ def test_a_browser_shows_the_page(browser: str, tmp_path: Path) -> None:
     assert (0xEA, 0xF3, 0xFF) in shown  # its row
     blank, _ = np.unique(shot(browser, "<!doctype html>", tmp_path).reshape(-1, 3), axis=0, return_counts=True)
     assert len(blank) == 1
+
+
+@pytest.mark.parametrize(
+    ("highest", "top"), [(0.0, 0.02), (0.02, 0.02), (0.03, 0.04), (0.05, 0.1), (0.4, 0.4), (0.41, 0.5), (0.95, 1.0)]
+)
+def test_an_axis_ends_at_a_round_number(highest: float, top: float) -> None:
+    assert compare_html._top(highest) == top
