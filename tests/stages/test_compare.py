@@ -23,7 +23,7 @@ from m3rec_spark.stages.pipeline import after, run_stages
 from m3rec_spark.stages.systems import SYSTEMS
 from m3rec_spark.tables import Workspace
 
-MODELS = ["popularity", "lightgcn", "neumf", "slim", "ease", "m3rec", "m3rec_without_both", "forec"]
+MODELS = ["popularity", "lightgcn", "neumf", "slim", "ease", "m3rec", "m3rec_without_both"]
 SETTINGS = [
     "source.format=demo", "demo.scale=0.03", "demo.groups=4", "candidates.negatives=40", "tracking.enabled=false",
     "walks.per_item=2", "walks.length=8", "skipgram.dimension=8", "skipgram.epochs=1", "skipgram.batch_walks=64",
