@@ -99,7 +99,7 @@ SYSTEMS: dict[str, System] = {
     "ease_per_market": _closed("EASE^R per market", "Multi", _RIDGES, recipes.train_ease_per_market),
     "cross_stitch": _network("Cross-Stitch", "Multi", "cross_stitch"),
     "mmoe": _network("MMoE", "Multi", "mmoe", experts=4),
-    "bitgcf": _graph("Bi-TGCF", "Multi", "bitgcf", {"keep": 0.5}, version=2, keep=0.8),
+    "bitgcf": _graph("Bi-TGCF", "Multi", "bitgcf", {"keep": 0.5}, version=3, keep=0.8),
     "star": _network("STAR", "Multi", "star"),
     "forec": _network("FOREC", "Multi", "forec", version=2, inner_rate=0.01),
     "m3rec": _m3rec("M3Rec"),
