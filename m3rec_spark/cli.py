@@ -35,7 +35,12 @@ _SERVING = {
     "register": "pack the model into one artifact for all markets and register it (alias challenger)",
     "promote": "register, compare with the champion, test the artifact, and let it serve (alias champion)",
 }
-_QUICK = ("compare.models=[ease, random_walk, lightgcn, neumf, m3rec]", "compare.seeds=1", "compare.trials=1")
+_QUICK = (
+    "compare.models=[ease, random_walk, lightgcn, neumf, m3rec]",
+    "compare.seeds=1",
+    "compare.trials=1",
+    "compare.run_seconds=120",
+)
 _NEXT = """next:    m3rec data xmarket --to data/xmarket    (the five real markets of the paper)
          m3rec run --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket
          m3rec demo train.loss=margin             (the paper's own loss: only train and evaluate run again)"""

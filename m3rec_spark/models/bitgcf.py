@@ -46,7 +46,8 @@ class BiTGCF(nn.Module):
     def vectors(self) -> tuple[Tensor, Tensor]:
         """(R, d) users, (S, d) items by slot."""
         sizes = [self.layout.n_rows, self.layout.n_slots]
-        layer, total = self.start, self.start
+        layer: Tensor = self.start
+        total: Tensor = self.start
         for _ in range(self.layers):
             users, items = torch.split(self.propagate(layer), sizes)
             layer = torch.cat([users, self.transfer(items)])

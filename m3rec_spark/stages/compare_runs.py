@@ -2,12 +2,13 @@
 
 A run is (system, settings, seed); its folder is named by all that it follows from, and is whole or absent: an
 interrupted comparison goes on with the run that was cut, and one with other settings keeps what they do not touch.
-Trials are runs with the first seed, so that the chosen one is not trained again. Nothing of the
-test half is read before all settings are chosen.
+Trials are runs with the first seed and less time: a chosen one that did not need it is not trained again. Nothing of
+the test half is read before all settings are chosen.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -66,15 +67,20 @@ def make_runs(
 ) -> tuple[list[Run], list[dict[str, Any]]]:
     """Trains what is not trained yet: the runs of the chosen settings, and a record of all trials and all failures."""
     settings = context.config.compare
+    trial, final = (dataclasses.replace(bench, seconds=s) for s in (settings.trial_seconds, settings.run_seconds))
     runs: list[Run] = []
     trials: list[Run] = []
     for name, grid in grids.items():
-        tried = [train_run(bench, folder, name, given, settings.seed) for given in grid]
+        tried = [train_run(trial, folder, name, given, settings.seed) for given in grid]
         chosen = select(tried)
         count = settings.seeds_of.get(name, settings.seeds) if SYSTEMS[name].seeded else 1
-        more = [train_run(bench, folder, name, chosen.settings, settings.seed + number) for number in range(1, count)]
+        seeds = [settings.seed + number for number in range(count)]
+        if chosen.result.get("stopped_by") != "seconds":  # it ended by itself: more time gives the same
+            runs.append(chosen)
+            seeds = seeds[1:]
+        more = [train_run(final, folder, name, chosen.settings, seed) for seed in seeds]
         trials += [*tried, *(run for run in more if run.failed)]
-        runs += [chosen, *(run for run in more if not run.failed)]
+        runs += [run for run in more if not run.failed]
     return runs, [{"model": run.system, "settings": dict(run.settings), **run.result} for run in trials]
 
 
@@ -95,13 +101,12 @@ def select(runs: Sequence[Run]) -> Run:
 
 
 def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: int) -> Run:
-    """A run out of its folder, or trained now."""
+    """A run out of its folder, or trained now for bench.seconds at most."""
     system = SYSTEMS[name]
-    limits = bench.config.compare.model_dump(
-        include={"trial_seconds", "epochs", "patience", "validation_users", "seed"}
-    )
+    limits = bench.config.compare.model_dump(include={"epochs", "patience", "validation_users", "seed"})
     read = {section: provenance(bench.config, section) for section in system.reads}
-    place = folder / f"{name}-{digest(bench.data_key, name, system.version, dict(settings), seed, limits, read)[:12]}"
+    key = digest(bench.data_key, name, system.version, dict(settings), seed, bench.seconds, limits, read)
+    place = folder / f"{name}-{key[:12]}"
     if not (place / _RESULT).is_file():
         _train(bench, system, name, settings, seed, place)
     return Run(name, settings, seed, place, json.loads((place / _RESULT).read_text(encoding="utf-8")))
@@ -177,6 +182,5 @@ def bench_of(context: Context) -> Bench:
         open_arrays(workspace.folder("arrays")),
         validation_sample(workspace.folder("candidates"), settings.validation_users, settings.seed),
         dict(zip(markets["market"], markets["market_id"], strict=True)),
-        settings.trial_seconds,
         choose_device(context.config.train.device),
     )

@@ -6,6 +6,7 @@ Closed forms need the n x n Gram on the driver, as EASE's solver `driver` does, 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,9 +55,10 @@ class Bench:
     sample: pa.Table
     """Rows of CANDIDATES of the validation half: all that a system may look at."""
     market_ids: dict[int, str]
-    seconds: float
-    """Training time of a trial."""
     device: torch.device
+
+    seconds: float = math.inf
+    """Training time of a network."""
 
     def validator(self) -> Validator:
         """Of the sample."""
@@ -137,6 +139,8 @@ def train_module(name: str) -> Callable[[Bench, Settings, int, Path], Facts]:
             facts: Facts = {"pretrained": _fit(bench, model, options, True, bench.seconds / 2)}
             model.fork()
             facts |= _fit(bench, model, options, True, bench.seconds - (time.perf_counter() - start))
+            if facts["pretrained"]["stopped_by"] == "seconds":
+                facts["stopped_by"] = "seconds"
         else:
             facts = _fit(bench, model, options, name in PAIR_MODELS, bench.seconds)
         model.eval()

@@ -28,7 +28,8 @@ SETTINGS = [
     "source.format=demo", "demo.scale=0.03", "demo.groups=4", "candidates.negatives=40", "tracking.enabled=false",
     "walks.per_item=2", "walks.length=8", "skipgram.dimension=8", "skipgram.epochs=1", "skipgram.batch_walks=64",
     "skipgram.shared=32", "train.epochs=2", "train.batch_size=256", "train.shared_negatives=32", "train.device=cpu",
-    f"compare.models={MODELS}", "compare.seeds=2", "compare.trials=2", "compare.trial_seconds=60", "compare.epochs=2",
+    f"compare.models={MODELS}", "compare.seeds=2", "compare.trials=2", "compare.trial_seconds=60",
+    "compare.run_seconds=60", "compare.epochs=2",
 ]  # fmt: skip
 
 
@@ -215,3 +216,18 @@ def test_every_other_system_is_trained_and_scores(compared: Workspace, tmp_path:
     assert 0 < run.result["valid_ndcg_10"] < 1
     if "curve" in run.result and not name.startswith("m3rec"):  # M3Rec's curve is that of the cosine alone
         assert run.result["valid_ndcg_10"] == pytest.approx(max(run.result["curve"]), abs=0.02)
+
+
+def test_a_chosen_setting_that_the_clock_cut_gets_the_time_of_a_run(compared: Workspace) -> None:
+    """A trial of a hundredth of a second is one epoch; the run has its two. FOREC's clock is that of both phases."""
+    small = "{dimension: 4, widths: [4]}"
+    config = configured(
+        "compare.models=[neumf, forec]", "compare.seeds=1", f"compare.settings={{neumf: [{small}], forec: [{small}]}}",
+        "compare.trial_seconds=0.01",
+    )  # fmt: skip
+    after("pretrain", "compare", config, compared, compare.run)
+    report = report_of(compared)
+    ended = {kind: [(one["stopped_by"], one["epochs"]) for one in report[kind]] for kind in ("trials", "runs")}
+    assert ended["trials"][0] == ("seconds", 1)
+    assert ended["trials"][1][0] == "seconds"
+    assert ended["runs"] == [("epochs", 2), ("epochs", 2)]
