@@ -46,7 +46,8 @@ def main() -> None:
 def page(report: Report) -> str:
     """Markdown."""
     settings = report["settings"]
-    runs = {(run["model"], json.dumps(run["settings"]), run["seed"]): run for run in report["trials"] + report["runs"]}
+    both = report["trials"] + report["runs"]  # a chosen trial that needed no more time is in both
+    runs = {(run["model"], json.dumps(run["settings"]), run["seed"], run["seconds"]): run for run in both}
     parts = [
         HEAD.format(
             hours=sum(run["seconds"] for run in runs.values()) / 3600,

@@ -55,7 +55,7 @@ def refuse_test_users(sample: pa.Table) -> None:
     Raises:
         UsageError: a row of the sample is not of the validation half; what is chosen on it would prove nothing there.
     """
-    halves = set(sample["half"].to_pylist()) - {"valid"}
+    halves = set(sample["half"].unique().to_pylist()) - {"valid"}
     if halves:
         raise UsageError(
             f"only the validation half chooses, got users of '{', '.join(sorted(halves))}': the test half only judges"

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+import torch
 from shops import SMALL
 
 from m3rec_spark.config import Config, changed, load
@@ -36,7 +37,12 @@ def test_built_in_settings_are_all_there_and_complete() -> None:
 @pytest.mark.parametrize("name", [*PAIR_MODELS, *GRAPH_MODELS])
 def test_every_network_of_the_grid_can_be_built(name: str) -> None:
     for settings in SYSTEMS[name].grid:
-        build(name, SMALL, {key: value for key, value in settings.items() if key not in LEARNING}, seed=0)
+        given = {key: value for key, value in settings.items() if key not in LEARNING}
+        model = build(name, SMALL, given, seed=0).eval()
+        with torch.no_grad():
+            scores = model.scorer()(1, torch.tensor([3]), torch.tensor([3, 4]))
+        assert scores.shape == (1, 2)
+        assert scores[0, 0] != scores[0, 1]
 
 
 @pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.section])
