@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from m3rec_spark.errors import CapacityError
@@ -155,15 +155,25 @@ def _tests(
     return [{**test, "runner_up": test["other"] == best} for test in tests]
 
 
+def item_group(markets: Column, train_count: Column) -> Column:
+    """Table 4: whether another market has train pairs of the item.
+
+    Args:
+        markets: in how many it has train pairs.
+        train_count: of these in the market at hand; 0: cold, and `markets` are all others.
+    """
+    elsewhere = markets - (train_count > 0).cast("int")
+    return F.when(elsewhere > 0, "overlapped").otherwise("market-specific")
+
+
 def _groups(context: Context, ranks: DataFrame, lists: DataFrame, market_ids: dict[int, str]) -> list[Row]:
     """Table 4 and its kin: by how many markets sell the held-out item, its popularity, the length of the history."""
     spark, workspace = context.spark(), context.workspace
     items = workspace.read(spark, "market_items").select("market", "item", "train_count", "markets")
     held = lists.select("market", "user", F.col("positive").alias("item")).join(items, on=["market", "item"])
     lengths = workspace.read(spark, "interactions").filter("split = 'train'").groupBy("market", "user").count()
-    elsewhere = F.col("markets") - (F.col("train_count") > 0).cast("int")  # other markets that know the item
     kinds = {
-        "item": F.when(elsewhere > 0, "overlapped").otherwise("market-specific"),
+        "item": item_group(F.col("markets"), F.col("train_count")),
         "popularity": F.when(F.col("train_count") == 0, "cold")
         .when(F.col("train_count") < _HEAD, f"1-{_HEAD - 1} pairs")
         .when(F.col("train_count") < 4 * _HEAD, f"{_HEAD}-{4 * _HEAD - 1} pairs")

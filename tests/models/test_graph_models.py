@@ -71,6 +71,13 @@ def test_a_cold_slot_only_receives() -> None:
     expected = np.eye(6)
     expected[3, 3], expected[3, 1] = 0.75 / 2, (0.25 + 1) / 2
     np.testing.assert_allclose(transfer_matrix(arrays, keep=0.75).toarray(), expected, atol=1e-7)
+    # one item in three markets, with 3, 1 and 0 pairs: the first two give to each other, both to the third
+    thrice = dataclasses.replace(
+        SMALL, slot_items=np.zeros(3, np.int32), slot_counts=np.array([3, 1, 0], np.int32), n_items=1
+    )
+    mixed = np.array([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.125, 0.125, 0.75]])
+    common = np.array([0.75, 0.25, 0.0])
+    np.testing.assert_allclose(transfer_matrix(thrice, keep=0.75).toarray(), (mixed + common) / 2, atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "settings"), [("lightgcn", LIGHT), ("bitgcf", BI)])

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from m3rec_spark.cli import main
 from m3rec_spark.config import Config, load
@@ -231,3 +232,12 @@ def test_a_chosen_setting_that_the_clock_cut_gets_the_time_of_a_run(compared: Wo
     assert ended["trials"][0] == ("seconds", 1)
     assert ended["trials"][1][0] == "seconds"
     assert ended["runs"] == [("epochs", 2), ("epochs", 2)]
+
+
+def test_an_item_is_overlapped_if_another_market_knows_it(spark: SparkSession) -> None:
+    """(markets with train pairs of it, train pairs in this one): cold here and known in one other is overlapped."""
+    cases = [(1, 3, "market-specific"), (2, 3, "overlapped"), (1, 0, "overlapped"), (0, 0, "market-specific")]
+    frame = spark.createDataFrame(cases, "markets int, train_count int, expected string")
+    found = frame.select(compare.item_group(F.col("markets"), F.col("train_count")), "expected").collect()
+    assert all(group == expected for group, expected in found)
+    assert len(found) == 4
