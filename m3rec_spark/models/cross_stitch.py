@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3rec_spark.models.layout import Factors, Layout
-from m3rec_spark.models.pair_loss import PairModel
+from m3rec_spark.models.layout import Layout
+from m3rec_spark.models.pair_loss import PairModel, Vectors
 from m3rec_spark.models.tower import ListDropout, PairLinear, weighted_product
 
 _OWN = 0.9  # of alpha at the start; the other markets share the rest
@@ -27,9 +27,8 @@ class CrossStitch(PairModel):
     """Args: dimension d; widths of each tower; dropout."""
 
     def __init__(self, layout: Layout, dimension: int, widths: Sequence[int], dropout: float) -> None:
-        super().__init__(layout)
+        super().__init__(layout, dimension)
         M = layout.n_markets
-        self.gmf, self.mlp = Factors(layout, dimension), Factors(layout, dimension)
         self.first = nn.ModuleList(PairLinear(dimension, widths[0]) for _ in range(M))
         self.rest = nn.ModuleList(nn.ModuleList(nn.Linear(a, b) for _ in range(M)) for a, b in pairwise(widths))
         start = torch.full((M, M), (1 - _OWN) / max(M - 1, 1))
@@ -39,10 +38,10 @@ class CrossStitch(PairModel):
         self.outputs = nn.ModuleList(nn.Linear(widths[-1], 1) for _ in range(M))
         self.product_weights = nn.Parameter(torch.ones(M, dimension))
 
-    def forward(self, market: int, rows: Tensor, slots: Tensor) -> Tensor:
+    def forward(self, market: int, gmf: Vectors, mlp: Vectors) -> Tensor:
         """(B, K) logits."""
-        product = weighted_product(self.gmf(rows, slots), self.product_weights[market])
-        user, item = self.mlp(rows, slots)
+        product = weighted_product(gmf, self.product_weights[market])
+        user, item = mlp
         hidden = torch.stack([F.relu(layer(user, item)) for layer in self.first])  # (M, B, K, width)
         for stitch, layers in zip(self.stitches, self.rest, strict=False):
             mixed = self.dropout(torch.tensordot(stitch, hidden, dims=1))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from m3rec_spark.models.layout import Layout
-from m3rec_spark.models.neumf import NeuMF
-from m3rec_spark.models.pair_loss import PairModel, by_market, cross_entropy
-from m3rec_spark.models.pairs import Pairs
-from m3rec_spark.models.tower import weighted_product
+from m3rec_spark.models.pair_loss import PairModel, Vectors, cross_entropy
+from m3rec_spark.models.tower import Tower, weighted_product
+
+_ADAPTED = ("tower.", "output.", "product_weights")  # by the inner step
 
 
 class Forec(PairModel):
@@ -32,52 +32,54 @@ class Forec(PairModel):
     def __init__(
         self, layout: Layout, dimension: int, widths: Sequence[int], dropout: float, inner_rate: float
     ) -> None:
-        super().__init__(layout)
+        super().__init__(layout, dimension)
         self.inner_rate = inner_rate
-        self.body = NeuMF(layout, dimension, widths, dropout)
+        self.tower = Tower(dimension, widths, dropout)
+        self.product_weights = nn.Parameter(torch.ones(dimension))
         markets, width = range(layout.n_markets), widths[-1]
+        self.output = nn.Linear(width, 1)
         self.heads = nn.ModuleList(nn.Linear(width, width) for _ in markets)
         self.outputs = nn.ModuleList(nn.Linear(width, 1) for _ in markets)
-        self.product_weights = nn.Parameter(torch.ones(layout.n_markets, dimension))
+        self.market_products = nn.Parameter(torch.ones(layout.n_markets, dimension))
         self.register_buffer("forked", torch.tensor(False))
 
     def fork(self) -> None:
         """Ends the pre-training: every market gets a copy of the shared head, and the rest is frozen."""
         self.forked.fill_(True)
-        self.body.requires_grad_(False)
+        for shared in (self.gmf, self.mlp, self.tower, self.output, self.product_weights):
+            shared.requires_grad_(False)
         with torch.no_grad():
-            self.product_weights.copy_(self.body.product_weights.expand_as(self.product_weights))
+            self.market_products.copy_(self.product_weights.expand_as(self.market_products))
             for parameter in self.heads.parameters():
                 parameter.zero_()
             for output in self.outputs:
-                output.load_state_dict(self.body.output.state_dict())
+                output.load_state_dict(self.output.state_dict())
 
-    def forward(self, market: int, rows: Tensor, slots: Tensor) -> Tensor:
+    def forward(self, market: int, gmf: Vectors, mlp: Vectors) -> Tensor:
         """(B, K) logits."""
-        if not self.forked:
-            shared_logits: Tensor = self.body(market, rows, slots)
-            return shared_logits
-        shared = self.body.tower(*self.body.mlp(rows, slots))
-        hidden = F.relu(self.heads[market](shared) + shared)
-        product = weighted_product(self.body.gmf(rows, slots), self.product_weights[market])
-        logits: Tensor = product + self.outputs[market](hidden)[..., 0]
+        hidden = self.tower(*mlp)
+        if self.forked:
+            hidden = F.relu(self.heads[market](hidden) + hidden)
+        output = self.outputs[market] if self.forked else self.output
+        weights = self.market_products[market] if self.forked else self.product_weights
+        logits: Tensor = weighted_product(gmf, weights) + output(hidden)[..., 0]
         return logits
 
-    def loss(self, pairs: Pairs) -> Tensor:
-        """Mean over the pairs: of the query sets after the inner step, or once forked of all."""
-        if self.forked:
-            return super().loss(pairs)
-        losses = [self._query_loss(*part) for part in by_market(self.layout, pairs)]
-        return torch.stack(losses).sum() / len(pairs.rows)
+    def market_loss(self, market: int, gmf: Vectors, mlp: Vectors) -> Tensor:
+        """Summed over the pairs of a market: of its query set after the inner step, or once forked of all.
 
-    def _query_loss(self, market: int, rows: Tensor, slots: Tensor) -> Tensor:
-        """Of every second pair after a step on the others, counted twice to weigh as all. One pair adapts to itself."""
-        support, query = slice(1 if len(rows) > 1 else 0, None, 2), slice(0, None, 2)
-        named = {name: value for name, value in self.body.named_parameters() if not name.startswith(("gmf.", "mlp."))}
-        inner = cross_entropy(self.body(market, rows[support], slots[support])) / len(rows[support])
+        The query is every second pair after a step on the others, counted twice to weigh as all. One pair adapts to
+        itself.
+        """
+        if self.forked:
+            return super().market_loss(market, gmf, mlp)
+        pairs = len(gmf[0])
+        query, support = ([(user[part], item[part]) for user, item in (gmf, mlp)]
+                          for part in (slice(0, None, 2), slice(1 if pairs > 1 else 0, None, 2)))  # fmt: skip
+        named = {name: value for name, value in self.named_parameters() if name.startswith(_ADAPTED)}
+        inner = cross_entropy(self(market, *support)) / len(support[0][0])
         slopes = torch.autograd.grad(inner, list(named.values()))
         adapted = {
             name: value - self.inner_rate * slope for (name, value), slope in zip(named.items(), slopes, strict=True)
         }
-        scores = functional_call(self.body, adapted, (market, rows[query], slots[query]))
-        return cross_entropy(scores) * len(rows) / len(rows[query])
+        return cross_entropy(functional_call(self, adapted, (market, *query))) * pairs / len(query[0][0])

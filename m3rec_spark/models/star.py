@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3rec_spark.models.layout import Factors, Layout
-from m3rec_spark.models.pair_loss import PairModel
+from m3rec_spark.models.layout import Layout
+from m3rec_spark.models.pair_loss import PairModel, Vectors
 from m3rec_spark.models.tower import ListDropout, PairLinear, weighted_product
 
 _AUXILIARY = 32  # width of the auxiliary network
@@ -69,9 +69,8 @@ class Star(PairModel):
     """Args: dimension d; widths of the star's layers; dropout."""
 
     def __init__(self, layout: Layout, dimension: int, widths: Sequence[int], dropout: float) -> None:
-        super().__init__(layout)
+        super().__init__(layout, dimension)
         M = layout.n_markets
-        self.gmf, self.mlp = Factors(layout, dimension), Factors(layout, dimension)
         self.norms = nn.ModuleList(PartitionedNorm(M, dimension) for _ in range(2))  # features of users, of items
         self.first = StarLinear(M, 2 * dimension, widths[0])
         shapes = zip(widths, [*widths[1:], 1], strict=True)
@@ -83,10 +82,10 @@ class Star(PairModel):
         self.auxiliary_output = nn.Linear(_AUXILIARY, 1)
         self.product_weights = nn.Parameter(torch.ones(M, dimension))
 
-    def forward(self, market: int, rows: Tensor, slots: Tensor) -> Tensor:
+    def forward(self, market: int, gmf: Vectors, mlp: Vectors) -> Tensor:
         """(B, K) logits."""
-        product = weighted_product(self.gmf(rows, slots), self.product_weights[market])
-        user, item = (norm(market, part) for norm, part in zip(self.norms, self.mlp(rows, slots), strict=True))
+        product = weighted_product(gmf, self.product_weights[market])
+        user, item = (norm(market, part) for norm, part in zip(self.norms, mlp, strict=True))
         of_user, of_item = self.first.matrix(market).chunk(2, dim=1)  # W [p; q] = W_u p + W_i q
         hidden = F.linear(user, of_user, self.first.bias(market)) + F.linear(item, of_item)
         for layer in self.rest:

@@ -31,7 +31,7 @@ from m3rec_spark.evaluation.ranks import rank_users
 from m3rec_spark.evaluation.validation import mean_ndcg, validation_sample
 from m3rec_spark.schema import CANDIDATES, RANKS
 from m3rec_spark.stages.context import Context
-from m3rec_spark.stages.recipes import Bench, Settings
+from m3rec_spark.stages.recipes import JUDGED, Bench, Settings
 from m3rec_spark.stages.systems import SYSTEMS, System
 from m3rec_spark.stages.train import choose_device
 from m3rec_spark.training.loop import DivergedError
@@ -97,7 +97,7 @@ def select(runs: Sequence[Run]) -> Run:
             f"no settings of {runs[0].system} can be trained: {tried}. Give it others in "
             f"compare.settings.{runs[0].system}, or leave it out of compare.models"
         )
-    return max(whole, key=lambda run: run.result["valid_ndcg_10"])
+    return max(whole, key=lambda run: run.result[JUDGED])
 
 
 def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: int) -> Run:
@@ -120,8 +120,12 @@ def _train(bench: Bench, system: System, name: str, settings: Settings, seed: in
     try:
         facts = system.train(bench, settings, seed, part)
         seconds = time.perf_counter() - start
-        found = mean_ndcg(system.scorer(bench, part, name), bench.arrays, bench.sample)
-        result = {"seed": seed, "valid_ndcg_10": found, "seconds": round(seconds, 2), **facts}
+        found = (
+            facts[JUDGED]
+            if JUDGED in facts
+            else mean_ndcg(system.scorer(bench, part, name), bench.arrays, bench.sample)
+        )
+        result = {"seed": seed, **facts, JUDGED: found, "seconds": round(seconds, 2)}
         log.info("%s %s seed %d: validation NDCG@10 %.4f (%.0f s)", name, dict(settings), seed, found, seconds)
     except DivergedError as error:  # it would diverge again: kept, so that the others go on without it
         failed = str(error).partition(":")[0]

@@ -40,6 +40,7 @@ from m3rec_spark.training.loop import TrainState, fit, optimizers
 
 Settings = Mapping[str, Any]
 Facts = dict[str, Any]
+JUDGED = "valid_ndcg_10"  # what a recipe tells of its model on the sample, if it knows
 _LEARNING = ("learning_rate", "batch_size", "negatives")  # settings that are not the module's own
 
 
@@ -188,7 +189,8 @@ def _fit(bench: Bench, model: Any, options: Train, by_lists: bool, seconds: floa
             validate=lambda: validator.figures(model.scorer(), bench.device, by_lists), score=MEAN,
             epochs=options.epochs, patience=options.patience, on_epoch_end=_silently, seconds=seconds,
         )  # fmt: skip
-    return _told(state, options, seconds)
+    judged = {JUDGED: state.best_score} if state.best else {}
+    return _told(state, options, seconds) | judged
 
 
 def _silently(state: TrainState) -> None:

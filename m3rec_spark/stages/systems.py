@@ -82,7 +82,7 @@ SYSTEMS: dict[str, System] = {
     "popularity": System(
         "Popularity", "Multi", ({},), recipes.train_popularity, recipes.popularity_scorer, seeded=False
     ),
-    "neumf": _network("NeuMF", "Mix", "neumf"),
+    "neumf": _network("NeuMF", "Mix", "neumf", version=2),
     "lightgcn": _graph("LightGCN", "Mix", "lightgcn", {"negatives": 16}),
     "random_walk": System(
         "Random Walk",

@@ -36,6 +36,10 @@ def made(name: str) -> torch.nn.Module:
     return model.eval()
 
 
+def of(model: torch.nn.Module, market: int, rows: Tensor, slots: Tensor) -> Tensor:
+    return model(market, *model.factors(rows, slots))
+
+
 def relu(x: Tensor) -> Tensor:
     return x.clamp(min=0)
 
@@ -101,12 +105,12 @@ def star(model: Star, market: int, row: int, slot: int) -> Tensor:
 
 def forec(model: Forec, market: int, row: int, slot: int) -> Tensor:
     if not model.forked:
-        return neumf(model.body, market, row, slot)
-    product, x = inputs(model.body, row, slot)
-    shared = perceptron(model.body.tower, x)
+        return neumf(model, market, row, slot)
+    product, x = inputs(model, row, slot)
+    shared = perceptron(model.tower, x)
     hidden = relu(model.heads[market].weight @ shared + model.heads[market].bias + shared)
     output = model.outputs[market]
-    return model.product_weights[market] @ product + output.weight[0] @ hidden + output.bias[0]
+    return model.market_products[market] @ product + output.weight[0] @ hidden + output.bias[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,8 +124,8 @@ def test_forward_is_the_formula(name: str) -> None:
         model.forked.fill_(True)
     for market, rows, slots in ((0, [0, 1], [0, 1, 2]), (1, [4, 2], [5, 3, 4])):
         wanted = torch.stack([torch.stack([slow(model, market, row, slot) for slot in slots]) for row in rows])
-        together = model(market, torch.tensor(rows), torch.tensor([slots]))  # users against the same items
-        own = model(market, torch.tensor(rows), torch.tensor([slots, slots]))  # each with a list of his own
+        together = of(model, market, torch.tensor(rows), torch.tensor([slots]))  # users against the same items
+        own = of(model, market, torch.tensor(rows), torch.tensor([slots, slots]))  # each with a list of his own
         assert torch.allclose(together, wanted, rtol=1e-4, atol=1e-4)
         assert torch.allclose(own, wanted, rtol=1e-4, atol=1e-4)
         assert torch.allclose(
@@ -162,22 +166,23 @@ def test_a_star_begins_as_the_shared_network_in_every_market() -> None:
 
 def test_statistics_of_a_market_are_its_own() -> None:
     model = build("star", SMALL, SETTINGS, seed=1).train()
-    model(0, torch.tensor([0, 1]), torch.tensor([[0, 1]]))
+    of(model, 0, torch.tensor([0, 1]), torch.tensor([[0, 1]]))
     assert not torch.equal(model.norms[1].means[0], torch.zeros(D))
     assert torch.equal(model.norms[1].means[1], torch.zeros(D))
 
 
 def test_one_pair_of_a_market_has_no_statistics() -> None:
     model = build("star", SMALL, SETTINGS, seed=1).train()
-    assert torch.isfinite(model(0, torch.tensor([0]), torch.tensor([[0]]))).all()
+    assert torch.isfinite(of(model, 0, torch.tensor([0]), torch.tensor([[0]]))).all()
 
 
 def test_a_fork_begins_where_pre_training_ended() -> None:
     model = made("forec")
-    before = model(1, torch.tensor([2]), torch.tensor([[3, 4, 5]]))
+    before = of(model, 1, torch.tensor([2]), torch.tensor([[3, 4, 5]]))
     model.fork()
-    assert torch.allclose(model(1, torch.tensor([2]), torch.tensor([[3, 4, 5]])), before, atol=1e-5)
-    assert not any(parameter.requires_grad for parameter in model.body.parameters())
+    assert torch.allclose(of(model, 1, torch.tensor([2]), torch.tensor([[3, 4, 5]])), before, atol=1e-5)
+    trained = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"heads", "outputs", "market_products"}
 
 
 def test_pre_training_takes_the_gradient_after_an_inner_step() -> None:
@@ -185,15 +190,16 @@ def test_pre_training_takes_the_gradient_after_an_inner_step() -> None:
     model = made("forec")
     pairs = batch([0, 1], [0, 2], [2], [[[1], [0]]])
     model.loss(pairs).backward()
-    found = model.body.output.weight.grad.clone()
+    found = model.output.weight.grad.clone()
 
     model.zero_grad()
-    body = model.body
-    named = {name: p for name, p in body.named_parameters() if not name.startswith(("gmf.", "mlp."))}
-    cross_entropy(body(0, torch.tensor([1]), torch.tensor([[2, 0]]))).backward()
+    named = {
+        name: p for name, p in model.named_parameters() if name.startswith(("tower.", "output.", "product_weights"))
+    }
+    cross_entropy(of(model, 0, torch.tensor([1]), torch.tensor([[2, 0]]))).backward()
     with torch.no_grad():
         for parameter in named.values():
             parameter -= model.inner_rate * parameter.grad
     model.zero_grad()
-    cross_entropy(body(0, torch.tensor([0]), torch.tensor([[0, 1]]))).backward()
-    assert torch.allclose(found, body.output.weight.grad * 2 / 2, rtol=1e-4, atol=1e-6)
+    cross_entropy(of(model, 0, torch.tensor([0]), torch.tensor([[0, 1]]))).backward()
+    assert torch.allclose(found, model.output.weight.grad * 2 / 2, rtol=1e-4, atol=1e-6)
