@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 from threadpoolctl import threadpool_limits
 
@@ -23,6 +26,8 @@ from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.candidates import Seen, eligible_items, local_indices, market_blocks
 from m3rec_spark.ranking.scorers import Scorer
 from m3rec_spark.schema import RANKS
+
+LIST_RANKS = T.StructType([*RANKS.fields, T.StructField("seen", T.StringType(), False)])
 
 
 def rank_users(
@@ -37,15 +42,23 @@ def rank_users(
         block: users scored at once.
         seen: as in the contract of the candidates; under "excluded" the full rank too leaves out the user's history.
     """
+    return rank_lists(candidates.withColumn("seen", F.lit(seen)), scorers, arrays_folder, block).drop("seen")
+
+
+def rank_lists(lists: DataFrame, scorers: Sequence[Scorer], arrays_folder: Path, block: int) -> DataFrame:
+    """The same for lists of several contracts at once: CANDIDATES and `seen` -> RANKS and `seen` (LIST_RANKS).
+
+    A user is scored once for all his lists that stand one after the other.
+    """
     folder, models = str(arrays_folder), tuple(scorers)
 
     def rank(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         arrays = open_arrays(Path(folder))
         with threadpool_limits(1):  # Spark runs a worker per core already
             for batch in batches:
-                yield from _rank_batch(arrays, batch, models, block, seen)
+                yield from _rank_batch(arrays, batch, models, block)
 
-    return candidates.mapInArrow(rank, RANKS)
+    return lists.mapInArrow(rank, LIST_RANKS)
 
 
 def expected_ranks(scores: NDArray[Any], positives: NDArray[np.intp], rivals: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -71,23 +84,27 @@ def expected_ranks(scores: NDArray[Any], positives: NDArray[np.intp], rivals: ND
 
 
 def _rank_batch(
-    arrays: MarketArrays, batch: pa.RecordBatch, scorers: Sequence[Scorer], block: int, seen: Seen
+    arrays: MarketArrays, batch: pa.RecordBatch, scorers: Sequence[Scorer], block: int
 ) -> Iterator[pa.RecordBatch]:
-    schema = to_arrow_schema(RANKS)
+    schema = to_arrow_schema(LIST_RANKS)
     markets, users, positives = (batch.column(name).to_numpy() for name in ("market", "user", "positive"))
+    excluded = pc.equal(batch.column("seen"), "excluded").to_numpy(zero_copy_only=False)
     for market, rows in market_blocks(markets, block):
         positive = local_indices(arrays, market, positives[rows])
-        pool = eligible_items(arrays, market, users[rows], positive, seen)
+        distinct, which = np.unique(users[rows], return_inverse=True)
+        pool = eligible_items(arrays, market, users[rows], positive, "included")
+        without = excluded[rows]
+        pool[without] = eligible_items(arrays, market, users[rows][without], positive[without], "excluded")
         listed = _listed(arrays, market, batch.column("negatives").take(pa.array(rows)), pool)
-        same = [batch.column(name).take(pa.array(rows)) for name in ("market", "user", "half", "cold")]
+        same = [batch.column(name).take(pa.array(rows)) for name in ("market", "user", "half", "cold", "seen")]
         for scorer in scorers:
-            scores = scorer.score(arrays, market, users[rows])
+            scores = scorer.score(arrays, market, distinct)[which]
             try:
                 ranks = [expected_ranks(scores, positive, rivals) for rivals in (listed, pool)]
             except ValueError as error:
                 raise DataError(f"model '{scorer.name}' in market {market}: {error}; train it again") from None
             model = pa.array([scorer.name] * len(rows), pa.string())
-            yield pa.RecordBatch.from_arrays([model, *same, *map(pa.array, ranks)], schema=schema)
+            yield pa.RecordBatch.from_arrays([model, *same[:-1], *map(pa.array, ranks), same[-1]], schema=schema)
 
 
 def _listed(arrays: MarketArrays, market: int, negatives: pa.ListArray, pool: NDArray[np.bool_]) -> NDArray[np.bool_]:

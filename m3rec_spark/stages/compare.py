@@ -67,8 +67,9 @@ def _compare(context: Context, bench: Bench, folder: Path) -> dict[str, Any]:
     report["systems"] = {name: {"title": SYSTEMS[name].title, "family": SYSTEMS[name].family} for name in given.models}
     report["runs"] = [{"model": one.system, "settings": dict(one.settings), **one.result} for one in runs]
     report["unknown"] = {guest.name: guest.unknown for guest in guests}
+    ranked = rank_runs(context, bench, runs, listed)
     for lists, contract in listed:
-        ranks = rank_runs(context, bench, runs, lists, contract)
+        ranks = ranked.filter(F.col("seen") == contract["seen"]).drop("seen")
         for guest in guests:
             added, report["unscored"][f"{contract['name']}/{guest.name}"] = guest.ranks(lists, contract)
             ranks = ranks.unionByName(added)

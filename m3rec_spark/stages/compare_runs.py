@@ -9,6 +9,7 @@ the test half is read before all settings are chosen.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import shutil
@@ -27,9 +28,9 @@ from m3rec_spark.errors import M3RecError
 from m3rec_spark.evaluation.candidates import Seen, freeze_candidates
 from m3rec_spark.evaluation.comparison import seeded_name
 from m3rec_spark.evaluation.contract import make_contract
-from m3rec_spark.evaluation.ranks import rank_users
+from m3rec_spark.evaluation.ranks import LIST_RANKS, rank_lists
 from m3rec_spark.evaluation.validation import mean_ndcg, validation_sample
-from m3rec_spark.schema import CANDIDATES, RANKS
+from m3rec_spark.schema import CANDIDATES
 from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.recipes import JUDGED, Bench, Settings
 from m3rec_spark.stages.systems import SYSTEMS, System
@@ -120,12 +121,9 @@ def _train(bench: Bench, system: System, name: str, settings: Settings, seed: in
     try:
         facts = system.train(bench, settings, seed, part)
         seconds = time.perf_counter() - start
-        found = (
-            facts[JUDGED]
-            if JUDGED in facts
-            else mean_ndcg(system.scorer(bench, part, name), bench.arrays, bench.sample)
-        )
-        result = {"seed": seed, **facts, JUDGED: found, "seconds": round(seconds, 2)}
+        if JUDGED not in facts:
+            facts[JUDGED] = mean_ndcg(system.scorer(bench, part, name), bench.arrays, bench.sample)
+        result, found = {"seed": seed, "seconds": round(seconds, 2), **facts}, facts[JUDGED]
         log.info("%s %s seed %d: validation NDCG@10 %.4f (%.0f s)", name, dict(settings), seed, found, seconds)
     except DivergedError as error:  # it would diverge again: kept, so that the others go on without it
         failed = str(error).partition(":")[0]
@@ -137,25 +135,29 @@ def _train(bench: Bench, system: System, name: str, settings: Settings, seed: in
 
 
 def rank_runs(
-    context: Context, bench: Bench, runs: Sequence[Run], lists: DataFrame, contract: Mapping[str, Any]
+    context: Context, bench: Bench, runs: Sequence[Run], listed: Sequence[tuple[DataFrame, Mapping[str, Any]]]
 ) -> DataFrame:
-    """RANKS of the test half under a contract, for every run; what is ranked already is kept.
+    """RANKS of the test half under every contract (LIST_RANKS), for every run; what is ranked already is kept.
 
-    The users are spread over the tasks first: one of a large market costs several of a small one.
+    A user's lists stand side by side, so that a network scores his market once for all contracts. The users are spread
+    over the tasks: one of a large market costs several of a small one.
     """
-    arrays, frames = context.workspace.folder("arrays"), []
-    tasks = int(context.spark().conf.get("spark.sql.shuffle.partitions") or 1)
-    test = lists.filter(F.col("half") == "test").repartition(tasks, "market", "user")
+    spark, arrays, frames = context.spark(), context.workspace.folder("arrays"), []
+    of_test = [lists.filter("half = 'test'").withColumn("seen", F.lit(c["seen"])) for lists, c in listed]
+    tasks, key = int(spark.conf.get("spark.sql.shuffle.partitions") or 1), digest([c["sha256"] for _, c in listed])
+    spread = functools.reduce(DataFrame.unionByName, of_test).repartition(tasks, "market", "user")
+    lists = spread.sortWithinPartitions("market", "user").cache()
     for run in runs:
-        place = run.folder / _RANKS / contract["sha256"][:12]
+        place = run.folder / _RANKS / key[:12]
         if not (place / "_SUCCESS").is_file():
             start = time.perf_counter()
             scorer = SYSTEMS[run.system].scorer(bench, run.folder, run.name)
-            frame = rank_users(test, [scorer], arrays, context.config.evaluate.block, contract["seen"])
+            frame = rank_lists(lists, [scorer], arrays, context.config.evaluate.block)
             frame.write.mode("overwrite").parquet(str(place))
-            log.info("%s: ranked, contract %s (%.0f s)", run.name, contract["name"], time.perf_counter() - start)
+            log.info("%s: ranked (%.0f s)", run.name, time.perf_counter() - start)
         frames.append(str(place))
-    return context.spark().read.schema(RANKS).parquet(*frames)
+    lists.unpersist()
+    return spark.read.schema(LIST_RANKS).parquet(*frames)
 
 
 def contracts(context: Context, folder: Path) -> list[tuple[DataFrame, dict[str, Any]]]:

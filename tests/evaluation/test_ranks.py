@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.errors import PythonException
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 from small_workspace import KEY, publish_ease, publish_model, publish_random_shop
 
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.evaluation.candidates import publish_candidates
-from m3rec_spark.evaluation.ranks import expected_ranks, rank_users
+from m3rec_spark.evaluation.ranks import expected_ranks, rank_lists, rank_users
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, PopularityScorer, Scorer
 from m3rec_spark.tables import Workspace
 
@@ -101,6 +103,37 @@ def test_seen_items_are_rivals_in_the_paper_like_full_rank(
     own = counts.pop(positive)
     others = [count for count in counts.values() if count]
     assert ranks[0]["full_rank"] == 1 + sum(c > own for c in others) + sum(c == own for c in others) / 2
+
+
+def test_lists_of_two_contracts_are_ranked_as_each_alone(
+    spark: SparkSession, shop: tuple[Workspace, MarketArrays, list[Scorer]], tmp_path: Path
+) -> None:
+    """And a user whose lists stand side by side is scored once."""
+    workspace, _, scorers = shop
+    folder, lists = workspace.folder("arrays"), workspace.read(spark, "candidates")
+    alone = [
+        (*row, seen)
+        for seen in ("included", "excluded")
+        for row in rank_users(lists, scorers, folder, 8, seen).collect()
+    ]
+    assert {row[6] for row in alone if row[7] == "included"} != {row[6] for row in alone if row[7] == "excluded"}
+    both = lists.withColumn("seen", F.lit("included")).unionByName(lists.withColumn("seen", F.lit("excluded")))
+    for partitions, block in ((1, 256), (3, 5), (7, 1)):
+        spread = both.repartition(partitions, "market", "user").sortWithinPartitions("market", "user")
+        found = rank_lists(spread, scorers, folder, block).collect()
+        assert sorted(map(tuple, found)) == sorted(alone)
+    told = str(tmp_path / "asked")
+
+    class CountingScorer:  # local, so that it travels to the workers
+        name = "counting"
+
+        def score(self, arrays: MarketArrays, market: int, users: np.ndarray) -> np.ndarray:
+            with open(told, "a") as file:
+                file.write(f"{len(users)} ")
+            return PopularityScorer().score(arrays, market, users)
+
+    rank_lists(both.coalesce(1).sort("market", "user"), [CountingScorer()], folder, 256).collect()
+    assert sum(map(int, Path(told).read_text().split())) == lists.count()
 
 
 def test_a_model_with_nan_is_named(spark: SparkSession, shop: tuple[Workspace, MarketArrays, list[Scorer]]) -> None:
