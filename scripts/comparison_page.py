@@ -17,6 +17,7 @@ from m3rec_spark.evaluation.tables import (
     group_table,
     names_of,
     runner_up_table,
+    still_learning,
     system_table,
     transfer_table,
     trial_table,
@@ -33,7 +34,7 @@ m3rec compare --config conf/xmarket.yaml --workspace build/xmarket source.path=d
 
 on 2 cores: {hours:.1f} hours of training, {runs} runs; ranking comes on top. Settings were chosen on the validation
 half, of {trials} at most a system, of {seconds:.0f} s of training each; the chosen ones then had {more:.0f} s a seed.
-The test half only judges. Seeds {seeds}.
+The test half only judges. Seeds {seeds}, the first ones of these where a row has fewer.
 ± is the standard deviation over seeds; \\* \\*\\* \\*\\*\\*: M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test on
 the users' gains, Holm over the markets); +: it is worse. What is measured: [the evaluation contract](evaluation.md).
 """
@@ -56,7 +57,8 @@ def page(report: Report) -> str:
             seconds=settings["trial_seconds"],
             more=settings["run_seconds"],
             seeds=f"{settings['seed']} to {settings['seed'] + settings['seeds'] - 1}",
-        )
+        ),
+        f"{still_learning(report)}\n",
     ]
     for contract in report["contracts"]:
         name = contract["name"]

@@ -17,6 +17,7 @@ from m3rec_spark.evaluation.tables import (
     means,
     names_of,
     runner_up_table,
+    still_learning,
     system_table,
     thin_markets,
     title,
@@ -68,7 +69,8 @@ def compare_page(report: Report) -> str:
     else:
         parts += ["<h2>Who helps whom</h2>", _HELPS, _html(transfer_table(report), report, left=1)]
     parts += ["<h3>Items that two markets share</h3>", _heat(report["shared_items"])]
-    parts += ["<h2>Training</h2><p>Validation NDCG@10 by epoch, first seed of each system.</p>", _curves(report)]
+    parts += ["<h2>Training</h2><p>Validation NDCG@10 by epoch, first seed of each system. "
+              f"{escape(still_learning(report))}</p>", _curves(report)]  # fmt: skip
     parts += ["<h3>Settings tried on the validation half</h3>", _html(trial_table(report), report, wrap=True)]
     head = f"<meta charset=utf-8><title>m3rec compare</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,6 +140,19 @@ def trial_table(report: Report) -> Table:
     return table
 
 
+def still_learning(report: Report) -> str:
+    """A sentence on the systems whose runs the clock ended at their best epoch; empty if there are none."""
+    cut = Counter(
+        run["model"]
+        for run in report["runs"]
+        if run.get("stopped_by") == "seconds" and run["best_epoch"] == run["epochs"]
+    )
+    told = ", ".join(f"{title(report, name)} ({runs})" for name, runs in cut.items())
+    return (
+        f"Ended by the clock at their best epoch, so that more seconds might bring more (runs): {told}." if told else ""
+    )
+
+
 def table_2(report: Report) -> str:
     """Plain text: Table 2 under every contract, the ablations, and who helps whom."""
     parts = []
@@ -156,6 +170,8 @@ def table_2(report: Report) -> str:
     parts.append("\n".join(["who helps whom (EASE^R, NDCG@10 x 100)", *audited]))
     if thin := thin_markets(report):
         parts.append(f"fewer than {FEWEST} test users, not tested and not in the mean: {', '.join(thin)}")
+    if cut := still_learning(report):
+        parts.append(cut)
     for name, count in report["unknown"].items():
         if count:
             parts.append(f"{count:,} scores of '{name}' are of a market, user or item that the workspace has not")

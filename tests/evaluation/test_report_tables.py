@@ -12,6 +12,7 @@ from m3rec_spark.evaluation.tables import (
     names_of,
     runner_up_table,
     stars,
+    still_learning,
     system_table,
     table_2,
     thin_markets,
@@ -135,6 +136,16 @@ def test_trials_are_listed_with_their_settings_and_cost() -> None:
         ["NeuMF", "dimension=8, widths=[4, 2]", "50.00", "0", "seconds"],
         ["NeuMF", "as configured", "-", "1", "the loss became inf"],
     ]
+
+
+def test_what_the_clock_cut_while_it_was_learning_is_named() -> None:
+    run = {"model": "neumf", "stopped_by": "seconds", "best_epoch": 4, "epochs": 4}
+    others = [{"model": "ease"}, {**run, "best_epoch": 3}, {**run, "model": "m3rec", "stopped_by": "patience"}]
+    assert still_learning({**REPORT, "runs": others}) == ""
+    assert "Ended by the clock" not in table_2({**REPORT, "runs": others})
+    told = still_learning({**REPORT, "runs": [run, *others, run]})
+    assert told == "Ended by the clock at their best epoch, so that more seconds might bring more (runs): NeuMF (2)."
+    assert told in table_2({**REPORT, "runs": [run, *others, run]})
 
 
 def test_markets_of_too_few_users_are_named() -> None:
