@@ -2,8 +2,8 @@
 
 A run is (system, settings, seed); its folder is named by all that it follows from, and is whole or absent: an
 interrupted comparison goes on with the run that was cut, and one with other settings keeps what they do not touch.
-Trials are runs with the first seed and less time: a chosen one that did not need it is not trained again. Nothing of
-the test half is read before all settings are chosen.
+Trials are runs with the first seed and less time: a chosen one that did not need it is not trained again, and a system
+with one setting needs no trial. Nothing of the test half is read before all settings are chosen.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def make_runs(
     runs: list[Run] = []
     trials: list[Run] = []
     for name, grid in grids.items():
-        tried = [train_run(trial, folder, name, given, settings.seed) for given in grid]
+        tried = [train_run(trial if len(grid) > 1 else final, folder, name, given, settings.seed) for given in grid]
         chosen = select(tried)
         count = settings.seeds_of.get(name, settings.seeds) if SYSTEMS[name].seeded else 1
         seeds = [settings.seed + number for number in range(count)]
