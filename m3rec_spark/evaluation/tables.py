@@ -145,7 +145,10 @@ def still_learning(report: Report) -> str:
     cut = Counter(
         run["model"]
         for run in report["runs"]
-        if run.get("stopped_by") == "seconds" and run["best_epoch"] == run["epochs"]
+        if any(
+            phase.get("stopped_by") == "seconds" and phase["best_epoch"] == phase["epochs"]
+            for phase in (run, run.get("pretrained", {}))
+        )
     )
     told = ", ".join(f"{title(report, name)} ({runs})" for name, runs in cut.items())
     return (

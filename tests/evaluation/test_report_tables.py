@@ -143,6 +143,8 @@ def test_what_the_clock_cut_while_it_was_learning_is_named() -> None:
     others = [{"model": "ease"}, {**run, "best_epoch": 3}, {**run, "model": "m3rec", "stopped_by": "patience"}]
     assert still_learning({**REPORT, "runs": others}) == ""
     assert "Ended by the clock" not in table_2({**REPORT, "runs": others})
+    pretrained = {"model": "neumf", "stopped_by": "seconds", "best_epoch": 1, "epochs": 2, "pretrained": run}
+    assert still_learning({**REPORT, "runs": [pretrained]}).endswith("(runs): NeuMF (1).")
     told = still_learning({**REPORT, "runs": [run, *others, run]})
     assert told == "Ended by the clock at their best epoch, so that more seconds might bring more (runs): NeuMF (2)."
     assert told in table_2({**REPORT, "runs": [run, *others, run]})
