@@ -16,6 +16,7 @@ from m3rec_spark.cli import main
 from m3rec_spark.config import Config, load
 from m3rec_spark.data.arrays import open_arrays
 from m3rec_spark.errors import CapacityError, DataError, UsageError
+from m3rec_spark.evaluation.validation import mean_ndcg
 from m3rec_spark.ranking.scorers import EaseScorer
 from m3rec_spark.stages import compare
 from m3rec_spark.stages.compare_runs import Run, bench_of, train_run
@@ -209,29 +210,44 @@ def test_the_audit_alone_may_need_too_much(compared: Workspace) -> None:
 def test_every_other_system_is_trained_and_scores(compared: Workspace, tmp_path: Path, name: str) -> None:
     """The scorer of the folder finds what the training validated, bar the sum of another order."""
 
-    def trained(context: Context) -> Run:
-        return train_run(bench_of(context), tmp_path, name, SYSTEMS[name].grid[0], 1)
+    def trained(context: Context) -> tuple[Run, float]:
+        bench = bench_of(context)
+        run = train_run(bench, tmp_path, name, SYSTEMS[name].grid[0], 1)
+        return run, mean_ndcg(SYSTEMS[name].scorer(bench, run.folder, run.name), bench.arrays, bench.sample)
 
-    run = after("pretrain", "compare", configured("compare.epochs=1"), compared, trained)
+    run, found = after("pretrain", "compare", configured("compare.epochs=1"), compared, trained)
     assert not run.failed
     assert 0 < run.result["valid_ndcg_10"] < 1
+    assert run.result["valid_ndcg_10"] == pytest.approx(found, abs=0.02)
     if "curve" in run.result and not name.startswith("m3rec"):  # M3Rec's curve is that of the cosine alone
-        assert run.result["valid_ndcg_10"] == pytest.approx(max(run.result["curve"]), abs=0.02)
+        assert run.result["valid_ndcg_10"] == max(run.result["curve"])
 
 
 def test_a_chosen_setting_that_the_clock_cut_gets_the_time_of_a_run(compared: Workspace) -> None:
     """A trial of a hundredth of a second is one epoch; the run has its two. FOREC's clock is that of both phases."""
-    small = "{dimension: 4, widths: [4]}"
+    small = "[{dimension: 4, widths: [4]}, {dimension: 5, widths: [4]}]"
     config = configured(
-        "compare.models=[neumf, forec]", "compare.seeds=1", f"compare.settings={{neumf: [{small}], forec: [{small}]}}",
+        "compare.models=[neumf, forec]", "compare.seeds=1", f"compare.settings={{neumf: {small}, forec: {small}}}",
         "compare.trial_seconds=0.01",
     )  # fmt: skip
     after("pretrain", "compare", config, compared, compare.run)
     report = report_of(compared)
     ended = {kind: [(one["stopped_by"], one["epochs"]) for one in report[kind]] for kind in ("trials", "runs")}
-    assert ended["trials"][0] == ("seconds", 1)
-    assert ended["trials"][1][0] == "seconds"
+    assert ended["trials"][:2] == [("seconds", 1)] * 2
+    assert [limit for limit, _ in ended["trials"][2:]] == ["seconds"] * 2
     assert ended["runs"] == [("epochs", 2), ("epochs", 2)]
+
+
+def test_a_system_with_one_setting_needs_no_trial(compared: Workspace) -> None:
+    """It has the time of a run at once, and is not trained twice."""
+    config = configured(
+        "compare.models=[neumf]", "compare.seeds=1", "compare.settings={neumf: [{dimension: 6, widths: [4]}]}",
+        "compare.trial_seconds=0.01",
+    )  # fmt: skip
+    after("pretrain", "compare", config, compared, compare.run)
+    report = report_of(compared)
+    assert report["trials"] == report["runs"]
+    assert [(run["stopped_by"], run["epochs"]) for run in report["runs"]] == [("epochs", 2)]
 
 
 def test_an_item_is_overlapped_if_another_market_knows_it(spark: SparkSession) -> None:
