@@ -48,7 +48,7 @@ def rank_users(
 def rank_lists(lists: DataFrame, scorers: Sequence[Scorer], arrays_folder: Path, block: int) -> DataFrame:
     """The same for lists of several contracts at once: CANDIDATES and `seen` -> RANKS and `seen` (LIST_RANKS).
 
-    A user is scored once for all his lists that stand one after the other.
+    A user is scored once for all his lists of a block; so let them stand one after the other.
     """
     folder, models = str(arrays_folder), tuple(scorers)
 
@@ -96,7 +96,8 @@ def _rank_batch(
         without = excluded[rows]
         pool[without] = eligible_items(arrays, market, users[rows][without], positive[without], "excluded")
         listed = _listed(arrays, market, batch.column("negatives").take(pa.array(rows)), pool)
-        same = [batch.column(name).take(pa.array(rows)) for name in ("market", "user", "half", "cold", "seen")]
+        same = [batch.column(name).take(pa.array(rows)) for name in ("market", "user", "half", "cold")]
+        under = batch.column("seen").take(pa.array(rows))
         for scorer in scorers:
             scores = scorer.score(arrays, market, distinct)[which]
             try:
@@ -104,7 +105,7 @@ def _rank_batch(
             except ValueError as error:
                 raise DataError(f"model '{scorer.name}' in market {market}: {error}; train it again") from None
             model = pa.array([scorer.name] * len(rows), pa.string())
-            yield pa.RecordBatch.from_arrays([model, *same[:-1], *map(pa.array, ranks), same[-1]], schema=schema)
+            yield pa.RecordBatch.from_arrays([model, *same, *map(pa.array, ranks), under], schema=schema)
 
 
 def _listed(arrays: MarketArrays, market: int, negatives: pa.ListArray, pool: NDArray[np.bool_]) -> NDArray[np.bool_]:

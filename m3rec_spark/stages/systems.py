@@ -101,7 +101,7 @@ SYSTEMS: dict[str, System] = {
     "mmoe": _network("MMoE", "Multi", "mmoe", experts=4),
     "bitgcf": _graph("Bi-TGCF", "Multi", "bitgcf", {"keep": 0.5}, version=3, keep=0.8),
     "star": _network("STAR", "Multi", "star"),
-    "forec": _network("FOREC", "Multi", "forec", version=2, inner_rate=0.01),
+    "forec": _network("FOREC", "Multi", "forec", version=3, inner_rate=0.01),
     "m3rec": _m3rec("M3Rec"),
     "m3rec_without_intra": _m3rec("M3Rec w/o intra-market similarity", intra=False),
     "m3rec_without_inter": _m3rec("M3Rec w/o inter-market similarity", inter=False),
