@@ -16,8 +16,11 @@ from m3rec_spark.cli import main
 from m3rec_spark.config import Config, load
 from m3rec_spark.data.arrays import open_arrays
 from m3rec_spark.errors import CapacityError, DataError, UsageError
+from m3rec_spark.evaluation.metrics import metrics_by_market
+from m3rec_spark.evaluation.ranks import rank_users
 from m3rec_spark.evaluation.validation import mean_ndcg
-from m3rec_spark.ranking.scorers import EaseScorer
+from m3rec_spark.ranking.scorers import EaseScorer, PopularityScorer
+from m3rec_spark.schema import CANDIDATES
 from m3rec_spark.stages import compare
 from m3rec_spark.stages.compare_runs import Run, bench_of, train_run
 from m3rec_spark.stages.context import Context
@@ -62,6 +65,25 @@ def test_the_report_has_all_systems_and_both_contracts(compared: Workspace) -> N
     assert all(0 <= row["value"] <= 1 for row in report["means"])
     assert {test["other"] for test in report["tests"]} == set(MODELS) - {"m3rec"}
     assert {row["kind"] for row in report["groups"]} == {"item", "popularity", "history"}
+
+
+def test_every_contract_has_its_own_lists_and_ranks(compared: Workspace, spark: SparkSession) -> None:
+    """Against the ranks of a system under one contract at a time."""
+    (other,) = compared.root.glob("compare/candidates-included-*")
+    given = {
+        "standard": (compared.read(spark, "candidates"), "excluded"),
+        "paper-like": (spark.read.schema(CANDIDATES).parquet(str(other)), "included"),
+    }
+    names = dict(enumerate(compared.read_arrow("markets")["market_id"].to_pylist()))
+    rows = [row for row in report_of(compared)["rows"] if row["model"] == "popularity"]
+    for contract, (lists, seen) in given.items():
+        test = lists.filter("half = 'test'")
+        ranks = rank_users(test, [PopularityScorer()], compared.folder("arrays"), 64, seen)
+        for wanted in metrics_by_market(ranks, names):
+            same = {"market": wanted["market"], "metric": wanted["metric"], "split": "test", "contract": contract}
+            if wanted["split"] == "test":
+                (found,) = (row for row in rows if same.items() <= row.items())
+                assert (found["value"], found["n"]) == (pytest.approx(wanted["value"]), wanted["n"])
 
 
 def test_means_are_those_of_the_seeds(compared: Workspace) -> None:
