@@ -38,6 +38,7 @@ _SERVING = {
 _QUICK = (
     "compare.models=[ease, random_walk, lightgcn, neumf, m3rec]",
     "compare.seeds=1",
+    "compare.seeds_of={}",
     "compare.trials=1",
     "compare.run_seconds=120",
 )

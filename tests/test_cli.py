@@ -24,6 +24,16 @@ def test_print_config_is_the_resolved_config_as_yaml(tmp_path: Path, capsys: pyt
     assert config.ease == Config().ease
 
 
+def test_quick_is_one_seed_and_one_setting_with_any_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    given = ["compare", "--quick", "--print-config", "--config", str(ROOT / "conf" / "xmarket.yaml")]
+    assert main([*given, "source.path=x"]) == 0
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(capsys.readouterr().out)
+    settings = load(resolved).compare
+    assert settings.models == ("ease", "random_walk", "lightgcn", "neumf", "m3rec")
+    assert {settings.seeds_of.get(name, settings.seeds) for name in settings.models} == {settings.trials} == {1}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
