@@ -70,7 +70,7 @@ def run_recbole(chosen: argparse.Namespace, workspace: Workspace, model: str, se
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         export(folder, arrays, halves, settings)
-        program = [chosen.python, SCRIPT, folder, MODELS[model], str(chosen.epochs), str(chosen.seconds)]
+        program = [chosen.python.absolute(), SCRIPT, folder, MODELS[model], str(chosen.epochs), str(chosen.seconds)]
         subprocess.run(program, check=True, cwd=folder, stdout=(chosen.workspace / f"recbole-{model}.log").open("w"))
         scores = np.load(folder / "scores.npy")
     found, first = {}, 0

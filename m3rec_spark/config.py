@@ -109,7 +109,9 @@ class Gram(Section):
     weights: dict[str, PositiveFloat] = {}
     """Weight of a market's Gram in the sum, w_m: market id -> weight; 1 for those not listed."""
     max_history: Annotated[int, Field(ge=2)] | None = None
-    """An approximation: users with more items count with a sample of this many, by walks.seed. null: exact."""
+    """An approximation: users with more items count with a sample of this many, by the seed. null: exact."""
+    seed: NonNegativeInt = 42
+    """Of that sample."""
 
 
 class Ease(Section):
@@ -252,7 +254,7 @@ class Compare(Section):
     seeds: PositiveInt = 5
     """Runs of a system that depends on one; the mean and the spread are reported."""
     seeds_of: dict[SystemName, PositiveInt] = {}
-    """Fewer for slow systems: name -> runs."""
+    """Runs of a system instead of that: fewer where it is slow. Name -> runs."""
     trials: PositiveInt = 4
     """Settings tried for every system on the validation half, at most; the best one is run with all seeds."""
     trial_seconds: PositiveFloat = 120.0

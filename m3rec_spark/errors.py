@@ -40,6 +40,10 @@ class CorruptTableError(M3RecError):
     """A published table's files do not match its manifest."""
 
 
+class DivergedError(M3RecError):
+    """A training whose loss or scores are no numbers any more."""
+
+
 class CheckpointError(M3RecError):
     """A checkpoint that cannot be read, or that belongs to another run."""
 

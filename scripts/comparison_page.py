@@ -16,11 +16,12 @@ from m3rec_spark.evaluation.tables import (
     Table,
     group_table,
     names_of,
+    remarks,
     runner_up_table,
-    still_learning,
     system_table,
     transfer_table,
     trial_table,
+    unscored_table,
 )
 
 HEAD = """# The systems compared
@@ -32,16 +33,20 @@ The paper's Tables 2, 3 and 4 on its five markets, as
 m3rec compare --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket
 ```
 
-on 2 cores: {hours:.1f} hours of training, {runs} runs; ranking comes on top. Settings were chosen on the validation
-half, of {trials} at most a system, of {seconds:.0f} s of training each; the chosen ones then had {more:.0f} s a seed.
-The test half only judges. Seeds {seeds}, the first ones of these where a row has fewer.
+on 2 cores: {hours:.1f} hours of training, {runs} runs; ranking comes on top. Settings, {trials} at most a system, were
+chosen on {users:,} users of the validation half at most. A trial of a network had {seconds:.0f} s of training, the
+chosen settings then {more:.0f} s a seed, and an epoch that had begun was ended; closed forms and Random Walk end by
+themselves. M3Rec's one setting was searched beforehand ([experiments](experiments.md)); what `pretrain` made for it is
+not in its seconds. The test half only judges. Seeds {seeds}, the first ones of these where a row has fewer.
 ± is the standard deviation over seeds; \\* \\*\\* \\*\\*\\*: M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test on
 the users' gains, Holm over the markets); +: it is worse. What is measured: [the evaluation contract](evaluation.md).
 """
 
 
 def main() -> None:
-    print(page(json.loads((Path(sys.argv[1]) / "reports" / "compare.json").read_text(encoding="utf-8"))), end="")
+    if len(sys.argv) != 2 or not (found := Path(sys.argv[1]) / "reports" / "compare.json").is_file():
+        sys.exit("usage: python scripts/comparison_page.py WORKSPACE    (one that `m3rec compare` has reported in)")
+    print(page(json.loads(found.read_text(encoding="utf-8"))), end="")
 
 
 def page(report: Report) -> str:
@@ -56,9 +61,10 @@ def page(report: Report) -> str:
             trials=settings["trials"],
             seconds=settings["trial_seconds"],
             more=settings["run_seconds"],
-            seeds=f"{settings['seed']} to {settings['seed'] + settings['seeds'] - 1}",
+            users=settings["validation_users"],
+            seeds=f"{settings['seed']} to {max(run['seed'] for run in runs.values())}",
         ),
-        f"{still_learning(report)}\n",
+        *(f"{sentence}\n" for sentence in remarks(report)),
     ]
     for contract in report["contracts"]:
         name = contract["name"]
@@ -78,8 +84,12 @@ def page(report: Report) -> str:
                 group_table(report, name, "item", ["m3rec", "m3rec_without_both", "ease"]),
             ),
         ]
+    if len(blank := unscored_table(report)) > 1:
+        parts.append(section("Scores left out", blank, "##"))
+    skipped = [["left out"], [report["transfer_skipped"]]]
+    audited = skipped if report["transfer_skipped"] else transfer_table(report)
     parts += [
-        section("Who helps whom: EASE^R, NDCG@10 x 100", transfer_table(report), "##"),
+        section("Who helps whom: EASE^R, NDCG@10 x 100", audited, "##"),
         section("Settings tried", trial_table(report), "##"),
     ]
     return "\n".join(parts)

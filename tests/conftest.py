@@ -17,7 +17,7 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # workers: else the fir
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever asks for the session is a Spark test: nobody has to remember the marker."""
     for item in items:
-        if "spark" in getattr(item, "fixturenames", ()):
+        if {"spark", "cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.spark)
 
 
@@ -40,6 +40,16 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     session.sparkContext.setLogLevel("ERROR")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator:
+    """Executors to be killed."""
+    from faults import Cluster
+
+    found = Cluster()
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 """Spark with executors of its own, in a process of its own, that a test kills while a job runs.
 
-`run(__file__, "job", folder, kill="executor", when=".part-*")` starts a child process with a `local-cluster` session,
-calls `job(spark, folder)` of the test file there, waits until a file that matches `when` appears in the folder, and
+`cluster.run(__file__, "job", folder, kill="executor", when=".part-*")` has a child process with a `local-cluster`
+session call `job(spark, folder)` of the test file, waits until a file that matches `when` appears in the folder, and
 kills. What the job left in the folder is the result; what it returns (JSON) comes back with the number of tasks that
-failed, so that a test can show that the kill hit one.
+failed, so that a test can show that the kill hit one. The child serves all tests of a run: a start takes longer than
+a job. Lost executors are replaced before the next one; after a lost driver it is a new child.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,34 +39,61 @@ class Outcome:
     result: Any
 
 
-def run(file: str, function: str, folder: Path, kill: Victim | None = None, when: str = "") -> Outcome:
-    """Runs `function(spark, folder)` of a Python file with a cluster of two executors, one core each.
+class Cluster:
+    """Two executors of one core each; started by the first job."""
 
-    Args:
-        file: `__file__` of the test; its folder and tests/ are on the path of driver and workers.
-        function: its name.
-        folder: existing; given to the function, and watched.
-        kill: executor: its JVM and its Python processes, of the one that holds the file open, if one does.
-            worker: a Python process, likewise. driver: the child with all its processes, as a lost machine.
-        when: a glob under the folder; the first file that matches gives the moment.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        answer = Path(scratch) / "answer.json"
-        command = [sys.executable, __file__, file, function, str(folder), str(answer)]
-        child = subprocess.Popen(command, env=_environment(file, Path(scratch)))
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory()
+        self._home = _spark_home(Path(self._scratch.name))
+        self._child: subprocess.Popen[bytes] | None = None
+        self._jobs = 0
+
+    def run(self, file: str, function: str, folder: Path, kill: Victim | None = None, when: str = "") -> Outcome:
+        """Runs `function(spark, folder)` of a Python file.
+
+        Args:
+            file: `__file__` of the test.
+            function: its name.
+            folder: existing; given to the function, and watched.
+            kill: executor: its JVM and its Python processes, of the one that holds the file open, if one does.
+                worker: a Python process, likewise. driver: the child with all its processes, as a lost machine.
+            when: a glob under the folder; the first file that matches gives the moment.
+        """
+        self._jobs += 1
+        answer = Path(self._scratch.name) / f"answer-{self._jobs}.json"
         deadline = time.monotonic() + _LIMIT_SECONDS
         try:
+            child = self._ask([file, function, str(folder), str(answer)])
             killed = _kill(child, kill, folder, when, deadline) if kill else None
-            while child.poll() is None and not answer.is_file():
+            if kill == "driver":
+                self.close()
+                return Outcome(killed, None, None)
+            while not answer.is_file():
+                assert child.poll() is None, f"the child ended with {child.returncode}; its own message is above"
                 assert time.monotonic() < deadline, f"the job {function} did not end in {_LIMIT_SECONDS} s"
-                time.sleep(0.05)
-        finally:
-            _end(child.pid)
-            child.wait()
-        if kill == "driver":
-            return Outcome(killed, None, None)
-        assert answer.is_file(), f"the job {function} ended with {child.returncode}; its own message is above"
-        return Outcome(killed, **json.loads(answer.read_text()))
+                time.sleep(0.02)
+        except BaseException:
+            self.close()
+            raise
+        found = json.loads(answer.read_text())
+        assert "error" not in found, found["error"]
+        return Outcome(killed, **found)
+
+    def close(self) -> None:
+        """Ends the child with all its processes; the next job starts another."""
+        if self._child is not None:
+            _end(self._child.pid)
+            self._child.wait()
+            self._child = None
+
+    def _ask(self, job: list[str]) -> subprocess.Popen[bytes]:
+        if self._child is None:
+            command = [sys.executable, __file__]
+            self._child = subprocess.Popen(command, env=_environment(self._home), stdin=subprocess.PIPE)
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(job).encode() + b"\n")
+        self._child.stdin.flush()
+        return self._child
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
@@ -73,19 +102,25 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def _environment(file: str, scratch: Path) -> dict[str, str]:
+def _spark_home(scratch: Path) -> Path:
+    """Executors write their logs under SPARK_HOME: not into the installed package."""
     import pyspark
 
-    home = scratch / "spark"  # executors write their logs under SPARK_HOME: not into the installed package
+    home = scratch / "spark"
     home.mkdir()
     for part in Path(pyspark.__file__).parent.iterdir():
         (home / part.name).symlink_to(part)
-    here = Path(__file__).parent
+    return home
+
+
+def _environment(home: Path) -> dict[str, str]:
+    tests = Path(__file__).parent
+    places = {file.parent for file in tests.rglob("*.py")} | {tests.parent}
     return os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (Path(file).parent, here, here.parent))),
+        "PYTHONPATH": os.pathsep.join(sorted(map(str, places))),
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_HOME": str(home),
-        "SPARK_LOCAL_DIRS": str(scratch),
+        "SPARK_LOCAL_DIRS": str(home.parent),
         "SPARK_LOCAL_IP": "127.0.0.1",
     }
 
@@ -141,27 +176,49 @@ def _session() -> Any:
         "spark.log.level": "OFF",  # a killed executor is news to the log, not to the test
         "spark.driver.extraJavaOptions": _QUICK_JVM,
         "spark.executor.extraJavaOptions": _QUICK_JVM,
+        "spark.deploy.maxExecutorRetries": "-1",  # all that are killed in a run
     }
     return SparkSession.builder.master("local-cluster[2,1,1024]").config(map=settings).getOrCreate()
 
 
-def _failed_tasks(spark: Any) -> int:
+def _await_executors(spark: Any) -> None:
+    """Both, and the driver: that of a killed one is started anew by the cluster."""
+    tracker = spark.sparkContext._jsc.sc().statusTracker()
+    while len(tracker.getExecutorInfos()) < 3:
+        time.sleep(0.02)
+
+
+def _jobs_of(spark: Any) -> set[int]:
+    return set(spark.sparkContext.statusTracker().getJobIdsForGroup(None))
+
+
+def _failed_tasks(spark: Any, jobs: set[int]) -> int:
     tracker = spark.sparkContext.statusTracker()
-    jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(None)]
-    stages = {stage for job in jobs if job for stage in job.stageIds}
+    stages = {stage for job in map(tracker.getJobInfo, jobs) if job for stage in job.stageIds}
     return sum(info.numFailedTasks for stage in stages if (info := tracker.getStageInfo(stage)))
 
 
-def _child(file: str, function: str, folder: str, answer: str) -> None:
-    module = importlib.import_module(Path(file).stem)  # from PYTHONPATH, so that the workers find it too
-    spark = _session()
-    result = getattr(module, function)(spark, Path(folder))
+def _answer(spark: Any, file: str, function: str, folder: str) -> dict[str, Any]:
+    try:
+        module = importlib.import_module(Path(file).stem)  # from PYTHONPATH, so that the workers find it too
+        _await_executors(spark)
+        before = _jobs_of(spark)
+        result = getattr(module, function)(spark, Path(folder))
+    except Exception:  # told by the test that asked
+        return {"error": traceback.format_exc()}
     time.sleep(0.5)  # the listener that counts is a little behind
-    written = Path(answer).with_suffix(".tmp")
-    written.write_text(json.dumps({"failed_tasks": _failed_tasks(spark), "result": result}))
-    written.rename(answer)
-    time.sleep(60)  # the parent ends all of this: quicker than to stop the cluster
+    return {"failed_tasks": _failed_tasks(spark, _jobs_of(spark) - before), "result": result}
+
+
+def _serve() -> None:
+    """One job a line of the input: file, function, folder, and where the answer goes."""
+    spark = _session()
+    for line in sys.stdin:
+        *job, answer = json.loads(line)
+        written = Path(answer).with_suffix(".tmp")
+        written.write_text(json.dumps(_answer(spark, *job)))
+        written.rename(answer)
 
 
 if __name__ == "__main__":
-    _child(*sys.argv[1:])
+    _serve()

@@ -1,4 +1,7 @@
-"""The notebooks, executed: all cells top to bottom, in a process of their own, on a small generated shop."""
+"""The notebooks, executed: all cells top to bottom, on a small generated shop.
+
+One after the other in a process of their own, with one Spark for all as on a cluster.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +22,34 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("notebooks") / "demo"
 
 
-def run(notebook: Path, workspace: Path) -> str:
+IN_TURN = """
+import runpy, sys
+for notebook in sys.argv[1:]:
+    runpy.run_path(notebook, run_name="__main__")
+    print("%% the next one", flush=True)
+"""
+
+
+def run(notebooks: list[Path], workspace: Path) -> list[str]:
+    """What each prints."""
     environment = os.environ | {
         "M3REC_WORKSPACE": str(workspace),
         "M3REC_SETTINGS": SMALL,
         "M3REC_CONFIG": str(ROOT / "conf" / "demo.yaml"),
     }
-    command = [sys.executable, str(notebook)]
+    command = [sys.executable, "-c", IN_TURN, *map(str, notebooks)]
     done = subprocess.run(command, env=environment, cwd=workspace.parent, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    *texts, end = done.stdout.split("%% the next one\n")
+    assert end == ""
+    return texts
 
 
 @pytest.mark.spark
 @pytest.mark.slow
 def test_all_run_in_order(workspace: Path) -> None:
     """One test, as each stands on the workspace of the first."""
-    texts = [run(notebook, workspace) for notebook in NOTEBOOKS]
-    quick, similar, compared, served = texts
+    quick, similar, compared, served = run(NOTEBOOKS, workspace)
     assert "NDCG@10" in quick
     assert "popularity" in quick
     assert "items like" in similar

@@ -156,6 +156,18 @@ def still_learning(report: Report) -> str:
     )
 
 
+def remarks(report: Report) -> list[str]:
+    """Sentences on what is not as a reader would take it: untested markets, systems cut short, unknown ids."""
+    thin = ", ".join(thin_markets(report))
+    told = [f"fewer than {FEWEST} test users, not tested and not in the mean: {thin}" if thin else ""]
+    told.append(still_learning(report))
+    told += [
+        f"{count:,} scores of '{name}' are of a market, user or item that the workspace has not" if count else ""
+        for name, count in report["unknown"].items()
+    ]
+    return [sentence for sentence in told if sentence]
+
+
 def table_2(report: Report) -> str:
     """Plain text: Table 2 under every contract, the ablations, and who helps whom."""
     parts = []
@@ -171,13 +183,7 @@ def table_2(report: Report) -> str:
     skipped = report["transfer_skipped"]
     audited = [f"left out: {skipped}"] if skipped else aligned(transfer_table(report))
     parts.append("\n".join(["who helps whom (EASE^R, NDCG@10 x 100)", *audited]))
-    if thin := thin_markets(report):
-        parts.append(f"fewer than {FEWEST} test users, not tested and not in the mean: {', '.join(thin)}")
-    if cut := still_learning(report):
-        parts.append(cut)
-    for name, count in report["unknown"].items():
-        if count:
-            parts.append(f"{count:,} scores of '{name}' are of a market, user or item that the workspace has not")
+    parts += remarks(report)
     legend = "M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test, Holm over markets); +: it is worse"
     if report["tests"]:
         parts.append(f"* ** ***: {legend}. In differences *: p < 0.05, either way")

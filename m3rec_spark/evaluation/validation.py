@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.errors import DataError, UsageError
+from m3rec_spark.errors import DataError, DivergedError, UsageError
 from m3rec_spark.evaluation.candidates import local_indices, market_blocks
 from m3rec_spark.evaluation.metrics import ndcg
 from m3rec_spark.evaluation.ranks import expected_ranks
@@ -107,6 +107,9 @@ class Validator:
             score: of a model as it stands.
             device: of the model.
             by_lists: score every user's own list, slots (B, K), and not all that occur in the block's lists.
+
+        Raises:
+            DivergedError: a score is NaN.
         """
         ranks: dict[int, list[NDArray[np.float64]]] = {}
         for block in self._blocks:
@@ -118,6 +121,11 @@ class Validator:
             else:
                 scores = score(block.market, rows, block.slots.to(device)).cpu().numpy()
                 listed = np.take_along_axis(scores, block.columns, axis=1)
+            if np.isnan(listed).any():
+                raise DivergedError(
+                    f"scores became NaN in market {self._market_ids[block.market]}: lower train.learning_rate "
+                    "(or raise train.temperature); checkpoints of earlier epochs are whole"
+                )
             positives = np.zeros(len(listed), np.intp)
             ranks.setdefault(block.market, []).append(expected_ranks(listed, positives, block.rivals))
         by_market = {

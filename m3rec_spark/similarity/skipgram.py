@@ -15,6 +15,7 @@ Notation: W walks of L items in a batch; U distinct items among them; K shared n
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
+from m3rec_spark.errors import DivergedError
 from m3rec_spark.similarity.capacity import require
 from m3rec_spark.similarity.probe import Probe
 from m3rec_spark.similarity.skipgram_loss import (
@@ -230,6 +232,9 @@ def fit_item_vectors(
         device: of torch.
         probe: held-out pairs to judge V-Glob after each epoch; a warning tells of an under-trained one.
         on_epoch: is given the epoch's number (0 up), its mean loss of a pair, and the probe's AUC (None without).
+
+    Raises:
+        DivergedError: the loss of an epoch is NaN or infinite.
     """
     generator = torch.Generator().manual_seed(seed)
     items = Renumbered.at_random(len(degrees))
@@ -252,6 +257,10 @@ def fit_item_vectors(
                 schedule.step()
                 progress.update()
             mean, auc = float(total) / len(walks), None
+            if not math.isfinite(mean):
+                raise DivergedError(
+                    f"the loss of skip-gram became {mean} in epoch {epoch + 1}: lower its learning_rate"
+                )
             if probe is not None:
                 aucs.append(auc := probe.auc(model.vectors()[items.new]))
             judged = "" if auc is None else f", AUC on held-out pairs {auc:.4f}"

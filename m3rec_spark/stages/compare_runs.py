@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 
 from m3rec_spark.config import SystemName, digest, provenance
 from m3rec_spark.data.arrays import open_arrays
-from m3rec_spark.errors import M3RecError
+from m3rec_spark.errors import DivergedError, M3RecError
 from m3rec_spark.evaluation.candidates import Seen, freeze_candidates
 from m3rec_spark.evaluation.comparison import seeded_name
 from m3rec_spark.evaluation.contract import make_contract
@@ -35,7 +35,6 @@ from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.recipes import JUDGED, Bench, Settings
 from m3rec_spark.stages.systems import SYSTEMS, System
 from m3rec_spark.stages.train import choose_device
-from m3rec_spark.training.loop import DivergedError
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +102,12 @@ def select(runs: Sequence[Run]) -> Run:
 
 def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: int) -> Run:
     """A run out of its folder, or trained now for bench.seconds at most."""
-    system = SYSTEMS[name]
-    limits = bench.config.compare.model_dump(include={"epochs", "patience", "validation_users", "seed"})
+    system, given = SYSTEMS[name], bench.config.compare
+    judged = given.model_dump(include={"validation_users", "seed"})
+    limits = {"seconds": bench.seconds, "epochs": given.epochs, "patience": given.patience}
+    ends = {limit: limits[limit] for limit in system.ends}
     read = {section: provenance(bench.config, section) for section in system.reads}
-    key = digest(bench.data_key, name, system.version, dict(settings), seed, bench.seconds, limits, read)
+    key = digest(bench.data_key, name, system.version, dict(settings), seed, judged, ends, read)
     place = folder / f"{name}-{key[:12]}"
     if not (place / _RESULT).is_file():
         _train(bench, system, name, settings, seed, place)

@@ -134,7 +134,7 @@ def _make_gram(context: Context, arrays: MarketArrays) -> None:
         if settings.max_history is not None:
             source = scratch / "capped"
             source.mkdir()
-            arrays, capped = gram.cap_histories(arrays, settings.max_history, context.config.walks.seed)
+            arrays, capped = gram.cap_histories(arrays, settings.max_history, settings.seed)
             save_arrays(arrays, source)
             facts["capped"] = {"users": capped.users, "pairs": capped.pairs}
         entries.save_entries(entries.transpose(arrays.indptr, arrays.slots, len(arrays.slot_items)), scratch)

@@ -57,7 +57,6 @@ class Bench:
     """Rows of CANDIDATES of the validation half: all that a system may look at."""
     market_ids: dict[int, str]
     device: torch.device
-
     seconds: float = math.inf
     """Training time of a network."""
 
@@ -135,11 +134,11 @@ def train_module(name: str) -> Callable[[Bench, Settings, int, Path], Facts]:
         changed |= {"loss": "margin", "dropout": 0.0, "exclude_target": False}  # margin: own negatives of each pair
         options = bench.config.train.model_copy(update=changed)
         model = build(name, bench.arrays, given, seed).to(bench.device)
-        if isinstance(model, Forec):  # one budget for both phases: what the first leaves, half of it at least
-            start = time.perf_counter()
+        if isinstance(model, Forec):  # one budget for both phases; the second has an epoch at least
+            end = time.perf_counter() + bench.seconds
             facts: Facts = {"pretrained": _fit(bench, model, options, True, bench.seconds / 2)}
             model.fork()
-            facts |= _fit(bench, model, options, True, bench.seconds - (time.perf_counter() - start))
+            facts |= _fit(bench, model, options, True, max(end - time.perf_counter(), 1e-9))
             if facts["pretrained"]["stopped_by"] == "seconds":
                 facts["stopped_by"] = "seconds"
         else:
@@ -189,8 +188,7 @@ def _fit(bench: Bench, model: Any, options: Train, by_lists: bool, seconds: floa
             validate=lambda: validator.figures(model.scorer(), bench.device, by_lists), score=MEAN,
             epochs=options.epochs, patience=options.patience, on_epoch_end=_silently, seconds=seconds,
         )  # fmt: skip
-    judged = {JUDGED: state.best_score} if state.best else {}
-    return _told(state, options, seconds) | judged
+    return _told(state, options, seconds) | {JUDGED: state.best_score}
 
 
 def _silently(state: TrainState) -> None:

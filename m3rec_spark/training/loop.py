@@ -13,14 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from m3rec_spark.errors import M3RecError
+from m3rec_spark.errors import DivergedError
 from m3rec_spark.models.pairs import Pairs
 
 log = logging.getLogger(__name__)
-
-
-class DivergedError(M3RecError):
-    """The loss is no number any more."""
 
 
 @dataclass

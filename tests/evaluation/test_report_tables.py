@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 from small_report import GUEST, small_report
 
@@ -116,6 +119,27 @@ def test_text() -> None:
         "theirs <b>&     external  1      4.0       50.0+       27.0",
         "M3Rec w/o both  Multi     5      25.0±0.2  35.0±0.2    30.0±0.2",
     ]
+
+
+def test_the_page_of_the_documents_says_what_the_text_says() -> None:
+    """A chosen trial that is a run too counts once: 1.6 + 61.2 + 3.4 + 0.2 + 293.6 s are 0.1 hours."""
+    script = Path(__file__).parents[2] / "scripts" / "comparison_page.py"
+    page = runpy.run_path(str(script))["page"]
+    report = small_report()
+    report["settings"] = {"trials": 3, "trial_seconds": 60.0, "run_seconds": 150.0, "validation_users": 4000, "seed": 7}
+    report["trials"] = [{**trial, "seed": 7} for trial in report["trials"]]
+    cut = {"stopped_by": "seconds", "best_epoch": 4, "epochs": 4}
+    report["runs"] = [report["trials"][0], {**report["trials"][3], "seed": 9, "seconds": 293.6, **cut}]
+    text = page(report)
+    assert "0.1 hours of training, 5 runs" in text
+    assert "Seeds 7 to 9" in text
+    assert "(runs): NeuMF (1).\n" in text
+    assert "| EASE^R | Mix | 1 | 20.0\\* | 30.0\\*\\*\\* | 25.0 |" in text
+    assert f"| paper-like | {GUEST} | 1,234 |" in text
+    assert "| others | - | +2.0 [-1.0, +5.0] |" in text
+    report |= {"transfer": [], "transfer_skipped": "needs 80 GB", "unknown": {GUEST: 3}}
+    assert "| left out |\n|---|\n| needs 80 GB |\n" in page(report)
+    assert f"3 scores of '{GUEST}' are of" in page(report)
 
 
 def test_aligned() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.errors import DataError, UsageError
+from m3rec_spark.errors import DataError, DivergedError, UsageError
 from m3rec_spark.evaluation import validation
 from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores, mean_ndcg, validation_sample
 from m3rec_spark.models.m3rec import M3Rec
@@ -73,6 +73,15 @@ def test_ties_count_half() -> None:
     model = M3Rec(3, 7, 2, None, np.ones((7, 2), np.float32))
     figures = Validator(ARRAYS, candidates([(0, 0, 2, [1, 3])]), {0: "de"}).figures(cosine_scores(model, ARRAYS), CPU)
     assert figures[MEAN] == pytest.approx(1 / math.log2(1 + 2))  # three level: rank 2
+
+
+@pytest.mark.parametrize("by_lists", [False, True])
+def test_scores_that_are_no_numbers_name_the_market(by_lists: bool) -> None:
+    """As after a last step that took the weights to infinity: the loss before it was a number."""
+    score = lambda market, rows, slots: torch.full((len(rows), slots.shape[-1]), math.nan if market else 0.0)  # noqa: E731
+    validator = Validator(ARRAYS, candidates([(0, 0, 2, [1, 3]), (1, 0, 5, [3])]), {0: "de", 1: "fr"})
+    with pytest.raises(DivergedError, match=r"NaN in market fr: lower train\.learning_rate"):
+        validator.figures(score, CPU, by_lists)
 
 
 def test_no_validation_user_is_an_error() -> None:

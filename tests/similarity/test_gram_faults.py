@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import faults
 import numpy as np
 import pyarrow as pa
 import pytest
+from faults import Cluster, Victim, folder_bytes
 from pyspark.sql import SparkSession
 
 from m3rec_spark.data.arrays import save_arrays
@@ -18,7 +18,7 @@ from m3rec_spark.paths import replacing
 from m3rec_spark.similarity.entries import save_entries, transpose
 from m3rec_spark.similarity.gram import write_gram
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def gram(spark: SparkSession, folder: Path) -> dict[str, int]:
@@ -51,29 +51,29 @@ def unseeded(spark: SparkSession, folder: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def clean(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("clean")
-    outcome = faults.run(__file__, "gram", folder)
+    outcome = cluster.run(__file__, "gram", folder)
     assert outcome.failed_tasks == 0
     assert outcome.result["tasks"] == 4
-    return faults.folder_bytes(folder / "gram")
+    return folder_bytes(folder / "gram")
 
 
 @pytest.mark.parametrize("victim", ["executor", "worker"])
-def test_same_bytes_after_a_kill(clean: dict[str, bytes], tmp_path: Path, victim: faults.Victim) -> None:
-    outcome = faults.run(__file__, "gram", tmp_path, kill=victim, when="gram/.part-*")
+def test_same_bytes_after_a_kill(cluster: Cluster, clean: dict[str, bytes], tmp_path: Path, victim: Victim) -> None:
+    outcome = cluster.run(__file__, "gram", tmp_path, kill=victim, when="gram/.part-*")
     assert outcome.failed_tasks, "the kill hit no task: this shows nothing"
-    assert faults.folder_bytes(tmp_path / "gram") == clean
+    assert folder_bytes(tmp_path / "gram") == clean
     assert not list((tmp_path / "gram").glob(".*"))  # nothing half-written stays
 
 
-def test_an_unseeded_generator_is_seen(tmp_path: Path) -> None:
+def test_an_unseeded_generator_is_seen(cluster: Cluster, tmp_path: Path) -> None:
     """Negative control: the comparison above can fail."""
     folders = tmp_path / "clean", tmp_path / "killed"
     for folder, victim in zip(folders, (None, "executor"), strict=True):
         folder.mkdir()
-        outcome = faults.run(__file__, "unseeded", folder, kill=victim, when="gram/.part-*")
+        outcome = cluster.run(__file__, "unseeded", folder, kill=victim, when="gram/.part-*")
         assert bool(outcome.failed_tasks) == (victim is not None)
-    first, second = (faults.folder_bytes(folder / "gram") for folder in folders)
+    first, second = (folder_bytes(folder / "gram") for folder in folders)
     assert first.keys() == second.keys()
     assert first != second

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import faults
 import numpy as np
 import pytest
+from faults import Cluster, folder_bytes
 from gram_table import random_counts, write_gram
 from pyspark.sql import SparkSession
 from scipy import sparse
@@ -124,7 +124,7 @@ def test_on_spark_for_any_partitions(spark: SparkSession, tmp_path: Path) -> Non
         folder = tmp_path / str(partitions)
         folder.mkdir(exist_ok=True)
         reports.append(solve_neighbourhoods(spark, gram_folder, folder, LAMBDA, 20, partitions))
-        found.append(faults.folder_bytes(folder))
+        found.append(folder_bytes(folder))
         assert sorted(file.name for file in folder.iterdir()) == sorted(found[0])  # nothing else is left
     assert len(found[0]) == 4
     assert all(files == found[0] for files in found)
@@ -143,14 +143,14 @@ def solve_in_child(spark: SparkSession, folder: Path) -> None:
     solve_neighbourhoods(spark, folder / "symmetric", folder / "columns", LAMBDA, 20, 3)
 
 
-def test_a_killed_executor_leaves_the_same_bytes(spark: SparkSession, tmp_path: Path) -> None:
+def test_a_killed_executor_leaves_the_same_bytes(spark: SparkSession, cluster: Cluster, tmp_path: Path) -> None:
     many(tmp_path)
     (tmp_path / "clean").mkdir()
     solve_neighbourhoods(spark, tmp_path / "symmetric", tmp_path / "clean", LAMBDA, 20, 2)
     (tmp_path / "columns").mkdir()
-    outcome = faults.run(__file__, "solve_in_child", tmp_path, kill="executor", when="columns/*columns-*")
+    outcome = cluster.run(__file__, "solve_in_child", tmp_path, kill="executor", when="columns/*columns-*")
     assert outcome.failed_tasks
-    assert faults.folder_bytes(tmp_path / "columns") == faults.folder_bytes(tmp_path / "clean")
+    assert folder_bytes(tmp_path / "columns") == folder_bytes(tmp_path / "clean")
 
 
 @pytest.mark.parametrize(("lambda_f", "neighbours"), [(0.0, 5), (-1.0, 5), (np.nan, 5), (1.0, 0)])

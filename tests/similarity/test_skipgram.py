@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy import sparse, stats
 from torch import Tensor
 
-from m3rec_spark.errors import CapacityError
+from m3rec_spark.errors import CapacityError, DivergedError
 from m3rec_spark.similarity import skipgram
 from m3rec_spark.similarity.probe import Probe
 from m3rec_spark.similarity.skipgram import Noise, Renumbered, fit_item_vectors
@@ -134,6 +134,12 @@ def test_same_seed_same_bytes(form: dict[str, int]) -> None:
 def test_the_window_shrinks_on_demand() -> None:
     assert fit(shrink_window=True).tobytes() != fit().tobytes()
     assert fit(shrink_window=True, window=1).tobytes() == fit(window=1).tobytes()
+
+
+@pytest.mark.parametrize("form", [ALL, ROWS])
+def test_a_loss_that_is_no_number_ends_it(form: dict[str, int]) -> None:
+    with pytest.raises(DivergedError, match=r"became (nan|inf) in epoch 1: lower its learning_rate"):
+        fit(MIXED, learning_rate=1e38, **form)
 
 
 def test_rows_are_chosen_by_size() -> None:

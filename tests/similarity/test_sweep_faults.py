@@ -6,12 +6,13 @@ import json
 import logging
 import time
 from pathlib import Path
+from unittest import mock
 
-import faults
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from faults import Cluster, folder_bytes
 from pyspark.sql import SparkSession
 
 from m3rec_spark.similarity import sweep as module
@@ -35,8 +36,8 @@ def sweep(spark: SparkSession, folder: Path) -> list[float]:
 
 
 def slow_sweep(spark: SparkSession, folder: Path) -> list[float]:
-    module.sweep_run = slow_run  # in the child process only
-    return sweep(spark, folder)
+    with mock.patch.object(module, "sweep_run", slow_run):
+        return sweep(spark, folder)
 
 
 @pytest.fixture
@@ -58,27 +59,27 @@ def folder(tmp_path: Path) -> Path:
 def clean(spark: SparkSession, folder: Path) -> dict[str, bytes]:
     """The tiles of a sweep that nothing disturbs."""
     sweep(spark, folder)
-    files = faults.folder_bytes(folder / "tiles")
+    files = folder_bytes(folder / "tiles")
     (folder / "tiles").rename(folder / "clean")
     assert len(files) == 5 * 6 // 2 + 2
     return files
 
 
-def test_a_lost_executor_changes_no_byte(folder: Path, clean: dict[str, bytes]) -> None:
-    outcome = faults.run(__file__, "slow_sweep", folder, kill="executor", when="tiles/step-00003/[0-9]*.npy")
+def test_a_lost_executor_changes_no_byte(cluster: Cluster, folder: Path, clean: dict[str, bytes]) -> None:
+    outcome = cluster.run(__file__, "slow_sweep", folder, kill="executor", when="tiles/step-00003/[0-9]*.npy")
     assert outcome.failed_tasks  # the kill hit a task that had begun
-    assert faults.folder_bytes(folder / "tiles") == clean
+    assert folder_bytes(folder / "tiles") == clean
 
 
 def test_a_lost_driver_costs_a_panel(
-    spark: SparkSession, folder: Path, clean: dict[str, bytes], caplog: pytest.LogCaptureFixture
+    spark: SparkSession, cluster: Cluster, folder: Path, clean: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    faults.run(__file__, "slow_sweep", folder, kill="driver", when="tiles/step-00003/[0-9]*.npy")
+    cluster.run(__file__, "slow_sweep", folder, kill="driver", when="tiles/step-00003/[0-9]*.npy")
     assert json.loads((folder / "tiles" / module.MANIFEST).read_text())["step"] == 2
     with caplog.at_level(logging.INFO, logger=module.__name__):
         sweep(spark, folder)
     assert "goes on after panel 2 of 5" in caplog.text
-    assert faults.folder_bytes(folder / "tiles") == clean
+    assert folder_bytes(folder / "tiles") == clean
 
 
 def test_the_comparison_would_see_an_unseeded_number(
@@ -92,6 +93,6 @@ def test_the_comparison_would_see_an_unseeded_number(
 
     monkeypatch.setattr(module, "sweep_run", noisy_run)
     sweep(spark, folder)
-    found = faults.folder_bytes(folder / "tiles")
+    found = folder_bytes(folder / "tiles")
     assert found.keys() == clean.keys()
     assert found != clean

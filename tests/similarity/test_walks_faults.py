@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import faults
 import numpy as np
 import pyarrow as pa
 import pytest
+from faults import Cluster, folder_bytes
 from pyspark.sql import SparkSession
 
 from m3rec_spark.data.arrays import MarketArrays, save_arrays
 from m3rec_spark.data.synthetic import generate_arrays
 from m3rec_spark.similarity import walk_blocks, walks, walks_partitioned
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 SEED = 5
 
@@ -61,29 +61,29 @@ def unseeded(spark: SparkSession, folder: Path) -> int:
     return spark.range(0, 150, numPartitions=8).mapInArrow(write, "id long").count()
 
 
-def same(job: Callable[[SparkSession, Path], int], folder: Path, when: str) -> bool:
+def same(cluster: Cluster, job: Callable[[SparkSession, Path], int], folder: Path, when: str) -> bool:
     """Whether the job leaves the same files where an executor is killed when a file appears."""
     results, contents = [], []
     for name, victim in (("clean", None), ("killed", "executor")):
         (folder / name).mkdir()
-        outcome = faults.run(__file__, job.__name__, folder / name, kill=victim, when=when)
+        outcome = cluster.run(__file__, job.__name__, folder / name, kill=victim, when=when)
         assert bool(outcome.failed_tasks) == (victim is not None), "the kill hit no task: this shows nothing"
         results.append(outcome.result)
-        contents.append(faults.folder_bytes(folder / name / "walks"))
+        contents.append(folder_bytes(folder / name / "walks"))
     assert results[0] == results[1] > 0
     assert contents[0].keys() == contents[1].keys()
     return contents[0] == contents[1]
 
 
-def test_broadcast_after_a_lost_executor(tmp_path: Path) -> None:
-    assert same(broadcast, tmp_path, "walks/.walks-*")
+def test_broadcast_after_a_lost_executor(cluster: Cluster, tmp_path: Path) -> None:
+    assert same(cluster, broadcast, tmp_path, "walks/.walks-*")
 
 
-def test_partitioned_after_a_lost_executor(tmp_path: Path) -> None:
+def test_partitioned_after_a_lost_executor(cluster: Cluster, tmp_path: Path) -> None:
     """In the middle of the fourth round, which reads what tasks on the lost executor have written."""
-    assert same(partitioned, tmp_path, "scratch/round-00003/.*.npy*")
+    assert same(cluster, partitioned, tmp_path, "scratch/round-00003/.*.npy*")
 
 
-def test_an_unseeded_generator_is_seen(tmp_path: Path) -> None:
+def test_an_unseeded_generator_is_seen(cluster: Cluster, tmp_path: Path) -> None:
     """Negative control: the comparison above can fail."""
-    assert not same(unseeded, tmp_path, "walks/.walks-*")
+    assert not same(cluster, unseeded, tmp_path, "walks/.walks-*")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from m3rec_spark.errors import DivergedError
 from m3rec_spark.models.m3rec import M3Rec, softmax_loss
 from m3rec_spark.models.pairs import Pairs
-from m3rec_spark.training.loop import DivergedError, TrainState, fit, optimizers
+from m3rec_spark.training.loop import TrainState, fit, optimizers
 
 
 def model() -> M3Rec:
