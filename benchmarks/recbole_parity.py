@@ -4,8 +4,8 @@ python -m venv build/recbole && build/recbole/bin/pip install -r benchmarks/requ
 python benchmarks/recbole_parity.py build/xmarket [--seconds 600]     after `m3rec compare` in that workspace
 
 RecBole's trainer sees the same pairs, its epoch is chosen on the validation half's lists, and it ranks the same ones.
-It has the settings that our comparison chose, and its own default learning rate beside them: the better one on the
-validation half counts.
+It has the settings that our comparison chose, and other learning rates beside theirs (its own default, or --rates): the
+best one on the validation half counts.
 Prints one row a model and implementation, and ours / RecBole's. Memory: the lists, 12 bytes a candidate.
 """
 
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--python", type=Path, default=PYTHON, help="of RecBole's environment")
+    parser.add_argument("--rates", help=f"learning rates, separated by commas; else the chosen one and {LEARNING_RATE}")
     chosen = parser.parse_args()
     workspace = Workspace(chosen.workspace)
     report = json.loads((chosen.workspace / "reports" / "compare.json").read_text())
@@ -47,8 +48,9 @@ def main() -> None:
     for ours in chosen.models.split(","):
         settings = next(run["settings"] for run in report["runs"] if run["model"] == ours)
         own = [our_figure(report, ours, market) for market in markets]
-        tried = [run_recbole(chosen, workspace, ours, settings | {"learning_rate": rate})
-                 for rate in dict.fromkeys((settings["learning_rate"], LEARNING_RATE))]  # fmt: skip
+        rates = chosen.rates or f"{settings['learning_rate']},{LEARNING_RATE}"
+        tried = [run_recbole(chosen, workspace, ours, settings | {"learning_rate": float(rate)})
+                 for rate in dict.fromkeys(rates.split(","))]  # fmt: skip
         peer = max(tried, key=lambda found: found["valid"])["test"]
         print(row(ours, "ours", own))
         print(row(ours, "RecBole", peer))
@@ -71,7 +73,8 @@ def run_recbole(chosen: argparse.Namespace, workspace: Workspace, model: str, se
         folder = Path(place)
         export(folder, arrays, halves, settings)
         program = [chosen.python.absolute(), SCRIPT, folder, MODELS[model], str(chosen.epochs), str(chosen.seconds)]
-        subprocess.run(program, check=True, cwd=folder, stdout=(chosen.workspace / f"recbole-{model}.log").open("w"))
+        log = chosen.workspace / f"recbole-{model}-{settings['learning_rate']}.log"
+        subprocess.run(program, check=True, cwd=folder, stdout=log.open("w"))
         scores = np.load(folder / "scores.npy")
     found, first = {}, 0
     for half, sample in halves.items():

@@ -48,11 +48,11 @@ class Cluster:
         self._child: subprocess.Popen[bytes] | None = None
         self._jobs = 0
 
-    def run(self, file: str, function: str, folder: Path, kill: Victim | None = None, when: str = "") -> Outcome:
+    def run(self, test: str, function: str, folder: Path, kill: Victim | None = None, when: str = "") -> Outcome:
         """Runs `function(spark, folder)` of a Python file.
 
         Args:
-            file: `__file__` of the test.
+            test: its `__file__`.
             function: its name.
             folder: existing; given to the function, and watched.
             kill: executor: its JVM and its Python processes, of the one that holds the file open, if one does.
@@ -63,24 +63,25 @@ class Cluster:
         answer = Path(self._scratch.name) / f"answer-{self._jobs}.json"
         deadline = time.monotonic() + _LIMIT_SECONDS
         try:
-            child = self._ask([file, function, str(folder), str(answer)])
-            killed = _kill(child, kill, folder, when, deadline) if kill else None
-            if kill == "driver":
-                self.close()
-                return Outcome(killed, None, None)
+            child = self._ask([test, function, str(folder), str(answer)])
+            killed = None
+            if kill and (file := _awaited(child, folder, when, answer, deadline)):
+                killed = _kill(child, kill, file)
+                if kill == "driver":
+                    self.close()
+                    return Outcome(killed, None, None)
             while not answer.is_file():
-                assert child.poll() is None, f"the child ended with {child.returncode}; its own message is above"
-                assert time.monotonic() < deadline, f"the job {function} did not end in {_LIMIT_SECONDS} s"
-                time.sleep(0.02)
+                _still_running(child, deadline)
+            found = json.loads(answer.read_text())
+            assert "error" not in found, found["error"]
+            assert killed or not kill, f"the job ended before {when} appeared: nothing was killed"
         except BaseException:
             self.close()
             raise
-        found = json.loads(answer.read_text())
-        assert "error" not in found, found["error"]
         return Outcome(killed, **found)
 
     def close(self) -> None:
-        """Ends the child with all its processes; the next job starts another."""
+        """Ends the child with all its processes; another job would start another."""
         if self._child is not None:
             _end(self._child.pid)
             self._child.wait()
@@ -125,12 +126,21 @@ def _environment(home: Path) -> dict[str, str]:
     }
 
 
-def _kill(child: subprocess.Popen[bytes], victim: Victim, folder: Path, when: str, deadline: float) -> int:
-    while not (found := next(folder.glob(when), None)):
-        assert child.poll() is None, f"the job ended before {when} appeared: nothing was killed"
-        assert time.monotonic() < deadline, f"{when} did not appear in {_LIMIT_SECONDS} s"
-        time.sleep(0.002)
-    pid = child.pid if victim == "driver" else _candidates(child.pid, victim, found)[0]
+def _still_running(child: subprocess.Popen[bytes], deadline: float) -> None:
+    assert child.poll() is None, f"the child ended with {child.returncode}; its own message is above"
+    assert time.monotonic() < deadline, f"the job did not end in {_LIMIT_SECONDS} s"
+    time.sleep(0.002)
+
+
+def _awaited(child: subprocess.Popen[bytes], folder: Path, when: str, answer: Path, deadline: float) -> Path | None:
+    """The first file; None where the job has ended without one."""
+    while not (found := next(folder.glob(when), None)) and not answer.is_file():
+        _still_running(child, deadline)
+    return found
+
+
+def _kill(child: subprocess.Popen[bytes], victim: Victim, file: Path) -> int:
+    pid = child.pid if victim == "driver" else _candidates(child.pid, victim, file)[0]
     _end(pid)
     return pid
 
@@ -176,15 +186,17 @@ def _session() -> Any:
         "spark.log.level": "OFF",  # a killed executor is news to the log, not to the test
         "spark.driver.extraJavaOptions": _QUICK_JVM,
         "spark.executor.extraJavaOptions": _QUICK_JVM,
-        "spark.deploy.maxExecutorRetries": "-1",  # all that are killed in a run
+        "spark.deploy.maxExecutorRetries": "-1",  # no limit: tests kill more than the default allows
     }
     return SparkSession.builder.master("local-cluster[2,1,1024]").config(map=settings).getOrCreate()
 
 
 def _await_executors(spark: Any) -> None:
-    """Both, and the driver: that of a killed one is started anew by the cluster."""
-    tracker = spark.sparkContext._jsc.sc().statusTracker()
+    """Two, and the driver is in the list too; Spark replaces a killed one."""
+    tracker, deadline = spark.sparkContext._jsc.sc().statusTracker(), time.monotonic() + _LIMIT_SECONDS
     while len(tracker.getExecutorInfos()) < 3:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no two executors in {_LIMIT_SECONDS} s")
         time.sleep(0.02)
 
 

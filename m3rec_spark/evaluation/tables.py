@@ -159,10 +159,10 @@ def still_learning(report: Report) -> str:
 def remarks(report: Report) -> list[str]:
     """Sentences on what is not as a reader would take it: untested markets, systems cut short, unknown ids."""
     thin = ", ".join(thin_markets(report))
-    told = [f"fewer than {FEWEST} test users, not tested and not in the mean: {thin}" if thin else ""]
+    told = [f"Fewer than {FEWEST} test users, not tested and not in the mean: {thin}." if thin else ""]
     told.append(still_learning(report))
     told += [
-        f"{count:,} scores of '{name}' are of a market, user or item that the workspace has not" if count else ""
+        f"{count:,} scores of '{name}' are of a market, user or item that the workspace has not." if count else ""
         for name, count in report["unknown"].items()
     ]
     return [sentence for sentence in told if sentence]

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 POWER = 0.75  # negatives come with probability degree^0.75 (Mikolov et al. 2013)
+_LOWER = "lower skipgram.learning_rate"
 ENTRY_BYTES = 32  # an entry of B: as it comes, renumbered, in B + I, and in the transpose; 8 each
 
 
@@ -234,7 +235,7 @@ def fit_item_vectors(
         on_epoch: is given the epoch's number (0 up), its mean loss of a pair, and the probe's AUC (None without).
 
     Raises:
-        DivergedError: the loss of an epoch is NaN or infinite.
+        DivergedError: the loss of an epoch, or a vector at the end, is NaN or infinite.
     """
     generator = torch.Generator().manual_seed(seed)
     items = Renumbered.at_random(len(degrees))
@@ -258,9 +259,7 @@ def fit_item_vectors(
                 progress.update()
             mean, auc = float(total) / len(walks), None
             if not math.isfinite(mean):
-                raise DivergedError(
-                    f"the loss of skip-gram became {mean} in epoch {epoch + 1}: lower its learning_rate"
-                )
+                raise DivergedError(f"the loss of skip-gram became {mean} in epoch {epoch + 1}: {_LOWER}")
             if probe is not None:
                 aucs.append(auc := probe.auc(model.vectors()[items.new]))
             judged = "" if auc is None else f", AUC on held-out pairs {auc:.4f}"
@@ -270,6 +269,8 @@ def fit_item_vectors(
     if probe is not None:
         probe.warn(aucs)
     vectors: NDArray[np.float32] = model.vectors()[items.new]
+    if not np.isfinite(vectors).all():
+        raise DivergedError(f"vectors of skip-gram became NaN or infinite in the last step: {_LOWER}")
     return vectors
 
 

@@ -104,10 +104,11 @@ def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: i
     """A run out of its folder, or trained now for bench.seconds at most."""
     system, given = SYSTEMS[name], bench.config.compare
     judged = given.model_dump(include={"validation_users", "seed"})
-    limits = {"seconds": bench.seconds, "epochs": given.epochs, "patience": given.patience}
-    ends = {limit: limits[limit] for limit in system.ends}
+    known = {"seconds": bench.seconds, "epochs": given.epochs, "patience": given.patience}
+    known |= {"device": bench.device.type, "feed": bench.config.train.feed}
+    followed = {name: known[name] for name in system.follows}
     read = {section: provenance(bench.config, section) for section in system.reads}
-    key = digest(bench.data_key, name, system.version, dict(settings), seed, judged, ends, read)
+    key = digest(bench.data_key, name, system.version, dict(settings), seed, judged, followed, read)
     place = folder / f"{name}-{key[:12]}"
     if not (place / _RESULT).is_file():
         _train(bench, system, name, settings, seed, place)

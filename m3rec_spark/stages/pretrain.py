@@ -44,6 +44,7 @@ def run(context: Context) -> None:
     Raises:
         CapacityError: a step does not fit in memory.
         DataError: the system of EASE cannot be solved, or no two items share a user.
+        DivergedError: skip-gram's loss or vectors are no numbers any more.
     """
     arrays = _arrays(context)
     report: Report = {"items": arrays.n_items, "pairs": len(arrays.slots), "seconds": {}}

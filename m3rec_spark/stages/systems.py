@@ -34,13 +34,13 @@ class System:
     """The section of the config whose keys its settings are; None: they are the keys of the grid."""
     held: frozenset[str] = frozenset()
     """Keys of that section that are the comparison's."""
-    ends: tuple[str, ...] = ()
-    """What of compare ends its training: seconds, epochs, patience; none where it ends by itself."""
+    follows: tuple[str, ...] = ()
+    """What else its training follows from: the comparison's seconds (and so the device), epochs, patience; the feed."""
     version: int = 1
     """One more when its code gives something else: runs of before are no longer taken for its own."""
 
 
-_CLOCKED = ("seconds", "epochs", "patience")
+_NETWORK = ("seconds", "device", "epochs", "patience", "feed")
 _ALL = ("gram", "ease", "linear", "walks", "skipgram", "train")
 _RIDGES = tuple({"lambda_f": float(value)} for value in (30, 20, 50, 10))
 _SPARSE = tuple({"l1": l1, "l2": l2} for l1, l2 in ((1.0, 30.0), (0.5, 30.0), (0.1, 30.0), (0.5, 10.0)))
@@ -59,19 +59,21 @@ def _around(first: Settings, *changes: Settings) -> tuple[Settings, ...]:
 def _network(title: str, family: str, name: str, version: int = 1, **more: Any) -> System:
     changes: list[Settings] = [{"learning_rate": 0.001}, {"negatives": 10}, {"dimension": 128, "widths": [256, 128]}]
     grid, train = _around({**_PAIR, **more}, *changes), recipes.train_module(name)
-    return System(title, family, grid, train, recipes.module_scorer, ends=_CLOCKED, version=version)
+    return System(title, family, grid, train, recipes.module_scorer, follows=_NETWORK, version=version)
 
 
 def _graph(title: str, family: str, name: str, last: Settings, version: int = 1, **more: Any) -> System:
     grid = _around({**_GRAPH, **more}, {"layers": 3}, {"learning_rate": 0.02}, last)
-    return System(title, family, grid, recipes.train_module(name), recipes.dot_scorer, ends=_CLOCKED, version=version)
+    return System(
+        title, family, grid, recipes.train_module(name), recipes.dot_scorer, follows=_NETWORK, version=version
+    )
 
 
 def _m3rec(title: str, **changes: Any) -> System:
     held = frozenset({"seed", *changes})
     return System(
         title, "Multi", (changes,), recipes.train_m3rec, recipes.m3rec_scorer,
-        reads=_ALL, section="train", held=held, ends=("seconds",),
+        reads=_ALL, section="train", held=held, follows=("seconds", "device"),
     )  # fmt: skip
 
 
@@ -110,5 +112,5 @@ SYSTEMS: dict[str, System] = {
     "m3rec_without_intra": _m3rec("M3Rec w/o intra-market similarity", intra=False),
     "m3rec_without_inter": _m3rec("M3Rec w/o inter-market similarity", inter=False),
     "m3rec_without_both": _m3rec("M3Rec w/o both", intra=False, inter=False),
-    "m3rec_paper": _m3rec("M3Rec as printed: margin loss, cosine alone", loss="margin", ease_weights=()),
+    "m3rec_paper": _m3rec("M3Rec, margin loss, cosine alone", loss="margin", ease_weights=()),
 }

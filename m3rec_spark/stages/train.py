@@ -35,7 +35,7 @@ def run(context: Context) -> None:
     Raises:
         UsageError: no such device, or petastorm is missing.
         CheckpointError: nothing whole, or only another run's checkpoints, to resume from.
-        DivergedError: the loss is no number any more.
+        DivergedError: the loss or a score is no number any more.
     """
     settings, workspace = context.config.train, context.workspace
     if settings.threads:

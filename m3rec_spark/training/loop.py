@@ -91,7 +91,7 @@ def fit(
         seconds: no epoch begins after so many, validation included.
 
     Raises:
-        DivergedError: the loss is NaN or infinite.
+        DivergedError: the loss is NaN or infinite; and what `validate` raises.
     """
     while state.stopped_by(epochs, patience, seconds) is None:
         begin = time.perf_counter()

@@ -186,7 +186,7 @@ def test_markets_of_too_few_users_are_named() -> None:
         if test["market"] == "<de>":
             test |= {"users": 9, "low": None, "high": None, "p_holm": None}
     assert thin_markets(report) == ["<de> (9)", "nobody (0)"]
-    assert "fewer than 10 test users, not tested and not in the mean: <de> (9), nobody (0)\n" in table_2(report)
+    assert "Fewer than 10 test users, not tested and not in the mean: <de> (9), nobody (0).\n" in table_2(report)
     assert runner_up_table(report, "standard", "ndcg_10")[2] == ["EASE^R", "<de>", "9", "-2.0 (untested)", "-", "-"]
 
 

@@ -138,8 +138,10 @@ def test_the_window_shrinks_on_demand() -> None:
 
 @pytest.mark.parametrize("form", [ALL, ROWS])
 def test_a_loss_that_is_no_number_ends_it(form: dict[str, int]) -> None:
-    with pytest.raises(DivergedError, match=r"became (nan|inf) in epoch 1: lower its learning_rate"):
+    with pytest.raises(DivergedError, match=r"became (nan|inf) in epoch 1: lower skipgram\.learning_rate"):
         fit(MIXED, learning_rate=1e38, **form)
+    with pytest.raises(DivergedError, match="in the last step: lower"):  # the loss before it is a number
+        fit(MIXED, learning_rate=1e39, epochs=1, batch_walks=1000, **form)
 
 
 def test_rows_are_chosen_by_size() -> None:

@@ -294,14 +294,17 @@ def test_walk_biases_out_of_bounds_are_refused_at_once() -> None:
 
 
 def test_a_cap_is_told(spark: SparkSession, tmp_path: Path) -> None:
-    workspace = publish_random_shop(tmp_path)
-    lengths = np.diff(open_arrays(workspace.folder("arrays")).indptr)
-    run(workspace, "gram.max_history=3")
-    report = json.loads((workspace.root / pretrain.REPORT).read_text())
-    assert report["capped"] == {"users": int((lengths > 3).sum()), "pairs": int(np.maximum(lengths - 3, 0).sum())}
-    gram = workspace.read_arrow("gram").to_pandas()
-    kept = np.minimum(lengths, 3)
-    assert gram["count"].sum() == (kept * (kept + 1) // 2).sum()
+    grams = {}
+    for seed in ("gram.seed=42", "walks.seed=43", "gram.seed=43"):
+        workspace = publish_random_shop(tmp_path / seed)
+        lengths = np.diff(open_arrays(workspace.folder("arrays")).indptr)
+        run(workspace, "gram.max_history=3", seed)
+        report = json.loads((workspace.root / pretrain.REPORT).read_text())
+        assert report["capped"] == {"users": int((lengths > 3).sum()), "pairs": int(np.maximum(lengths - 3, 0).sum())}
+        grams[seed] = workspace.read_arrow("gram")
+        kept = np.minimum(lengths, 3)
+        assert pc.sum(grams[seed]["count"]).as_py() == (kept * (kept + 1) // 2).sum()
+    assert grams["gram.seed=42"] == grams["walks.seed=43"] != grams["gram.seed=43"]
 
 
 def test_what_an_interrupted_run_published_is_kept(
