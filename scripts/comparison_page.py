@@ -35,9 +35,10 @@ m3rec compare --config conf/xmarket.yaml --workspace build/xmarket source.path=d
 
 on 2 cores: {hours:.1f} hours of training, {runs} runs; ranking comes on top. Settings, {trials} at most a system, were
 chosen on {users:,} users of the validation half at most. A trial of a network had {seconds:.0f} s of training, the
-chosen settings (or the only ones) {more:.0f} s a seed, and an epoch that had begun was finished; closed forms and Random Walk
-end by themselves. M3Rec's one setting was searched beforehand ([experiments](experiments.md)); what `pretrain` made for it is
-not in its seconds. The test half only judges. Seeds {seeds}, the first ones of these where a row has fewer.
+chosen settings (or the only ones) {more:.0f} s a seed, and an epoch that had begun was finished; closed forms and
+Random Walk end by themselves. M3Rec's one setting was searched beforehand ([experiments](experiments.md)); what
+`pretrain` made for it is not in its seconds. The test half only judges. Seeds {seeds}, the first ones of these where a
+row has fewer.
 ± is the standard deviation over seeds; \\* \\*\\* \\*\\*\\*: M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test on
 the users' gains, Holm over the markets); +: it is worse. What is measured: [the evaluation contract](evaluation.md).
 """

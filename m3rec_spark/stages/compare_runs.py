@@ -104,8 +104,10 @@ def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: i
     """A run out of its folder, or trained now for bench.seconds at most."""
     system, given = SYSTEMS[name], bench.config.compare
     judged = given.model_dump(include={"validation_users", "seed"})
-    known = {"seconds": bench.seconds, "epochs": given.epochs, "patience": given.patience}
-    known |= {"device": bench.device.type, "feed": bench.config.train.feed}
+    known = {
+        "seconds": bench.seconds, "epochs": given.epochs, "patience": given.patience,
+        "device": bench.device.type, "feed": bench.config.train.feed,
+    }  # fmt: skip
     followed = {name: known[name] for name in system.follows}
     read = {section: provenance(bench.config, section) for section in system.reads}
     key = digest(bench.data_key, name, system.version, dict(settings), seed, judged, followed, read)

@@ -122,14 +122,8 @@ def test_a_cut_comparison_trains_only_what_is_missing(compared: Workspace) -> No
 def test_a_run_is_named_by_what_ends_it_and_by_nothing_else(compared: Workspace, tmp_path: Path) -> None:
     """More seconds train a network again, and no closed form; M3Rec has the epochs of train.*."""
     found: dict[str, set[str]] = {name: set() for name in ("slim", "random_walk", "m3rec", "neumf")}
-    for more in (
-        "",
-        "compare.epochs=7",
-        "compare.run_seconds=61",
-        "compare.patience=6",
-        "train.feed=arrow",
-        "compare.seed=43",
-    ):
+    of_networks = ("compare.epochs=7", "compare.run_seconds=61", "compare.patience=6", "train.feed=arrow")
+    for more in ("", *of_networks, "compare.seed=43"):
 
         def names(context: Context) -> None:
             bench = bench_of(context)
