@@ -59,7 +59,7 @@ def main() -> None:
         sizes = harness.arguments(__doc__, QUICK, FULL)
         against_exact(spark, "generated", four_markets(sizes.exact_own), Path(folder), sizes.neighbours)  # and warms up
         against_sansa(spark, four_markets(sizes.sansa_own), Path(folder), sizes.neighbours)
-        if XMARKET.is_dir():
+        if sizes.full and XMARKET.is_dir():
             against_exact(spark, "xmarket", five_markets(), Path(folder), sizes.neighbours)
         large = generated(sizes.markets, sizes.users, sizes.own, sizes.shared, groups=500)
         against_target(spark, large, Path(folder), sizes.neighbours)

@@ -36,7 +36,7 @@ from m3rec_spark.similarity.sweep import SweptWeights, sweep
 
 LAMBDA = 30.0
 TARGET_MB = 4000.0  # of any process, at full size
-QUICK = {"items": 8_000, "spin_items": 4_000, "large_items": 0, "tile": 2_048}
+QUICK = {"items": 6_000, "spin_items": 4_000, "large_items": 0, "tile": 2_048}
 FULL = {"items": 12_000, "spin_items": 4_000, "large_items": 30_000, "tile": 2_048}
 LAW_ITEMS = (3_000, 6_000, 9_000, 12_000)
 LAW_TILES = (500, 1_000, 2_000, 4_000)  # of 8,000 items
