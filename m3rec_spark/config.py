@@ -240,9 +240,9 @@ class Evaluate(Section):
 
 
 SystemName = Literal[
-    "popularity", "neumf", "lightgcn", "random_walk", "slim", "ease", "ease_per_market", "cross_stitch", "mmoe",
-    "bitgcf", "star", "forec", "m3rec", "m3rec_without_intra", "m3rec_without_inter", "m3rec_without_both",
-    "m3rec_paper",
+    "popularity", "neumf", "lightgcn", "random_walk", "slim", "slim_per_market", "ease", "ease_per_market",
+    "cross_stitch", "mmoe", "bitgcf", "star", "forec", "m3rec", "m3rec_without_intra", "m3rec_without_inter",
+    "m3rec_without_both", "m3rec_paper",
 ]  # fmt: skip
 
 

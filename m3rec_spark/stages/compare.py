@@ -29,9 +29,9 @@ from m3rec_spark.evaluation.score_table import index_scores, read_scores, refuse
 from m3rec_spark.evaluation.tables import table_2
 from m3rec_spark.paths import held_alone, write_atomically
 from m3rec_spark.similarity import ease
+from m3rec_spark.stages.bench import Bench
 from m3rec_spark.stages.compare_runs import bench_of, contracts, make_runs, rank_runs
 from m3rec_spark.stages.context import Context
-from m3rec_spark.stages.recipes import Bench
 from m3rec_spark.stages.systems import SYSTEMS
 from m3rec_spark.stages.transfer import audit, shared_items
 from m3rec_spark.stages.trials import all_trials

@@ -31,8 +31,8 @@ from m3rec_spark.evaluation.contract import make_contract
 from m3rec_spark.evaluation.ranks import LIST_RANKS, rank_lists
 from m3rec_spark.evaluation.validation import mean_ndcg, validation_sample
 from m3rec_spark.schema import CANDIDATES
+from m3rec_spark.stages.bench import JUDGED, Bench, Settings
 from m3rec_spark.stages.context import Context
-from m3rec_spark.stages.recipes import JUDGED, Bench, Settings
 from m3rec_spark.stages.systems import SYSTEMS, System
 from m3rec_spark.stages.train import choose_device
 

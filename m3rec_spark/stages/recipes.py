@@ -1,110 +1,37 @@
-"""How every system of Table 2 is trained into a folder, and the scorer that reads this folder.
-
-Closed forms need the n x n Gram on the driver, as EASE's solver `driver` does, and refuse what does not fit.
-"""
+"""How every other system of Table 2 is trained into a folder, and the scorers that read a folder."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
-from m3rec_spark.config import Config, Train, changed
-from m3rec_spark.data.arrays import MarketArrays
-from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores
+from m3rec_spark.config import Train, changed
+from m3rec_spark.evaluation.validation import MEAN, cosine_scores
 from m3rec_spark.models.catalogue import PAIR_MODELS, build
 from m3rec_spark.models.forec import Forec
 from m3rec_spark.ranking.model_scorers import DotScorer, ModuleScorer, save_module
 from m3rec_spark.ranking.scorers import CosineScorer, EaseScorer, PopularityScorer, Scorer, published_scorer
-from m3rec_spark.similarity import ease
-from m3rec_spark.similarity.gram import dense_gram, sparse_gram
 from m3rec_spark.similarity.skipgram import fit_item_vectors
-from m3rec_spark.similarity.slim import fit_slim
 from m3rec_spark.similarity.walk_graph import item_weights
 from m3rec_spark.similarity.walks import walk_matrix
-from m3rec_spark.similarity.weights import MarketItems, publish_sparse
+from m3rec_spark.stages.bench import JUDGED, Bench, Facts, Settings
 from m3rec_spark.stages.linear_part import add_linear
 from m3rec_spark.stages.market_model import batch_loss, build_model, epoch_batches
-from m3rec_spark.tables import Workspace
 from m3rec_spark.training.export import export_model
 from m3rec_spark.training.loop import TrainState, fit, optimizers
 
-Settings = Mapping[str, Any]
-Facts = dict[str, Any]
-JUDGED = "valid_ndcg_10"  # what a recipe tells of its model on the sample, if it knows
 _LEARNING = ("learning_rate", "batch_size", "negatives")  # settings that are not the module's own
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all systems are trained on."""
-
-    config: Config
-    workspace: Workspace
-    data_key: str
-    """Provenance key of what prepare published."""
-    arrays: MarketArrays
-    sample: pa.Table
-    """Rows of CANDIDATES of the validation half: all that a system may look at."""
-    market_ids: dict[int, str]
-    device: torch.device
-    seconds: float = math.inf
-    """Training time of a network."""
-
-    def validator(self) -> Validator:
-        """Of the sample."""
-        return Validator(self.arrays, self.sample, self.market_ids)
-
-    def gram(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """A = sum_m w_m A_m, dense with its lower half, after a check that it fits."""
-        ease.plan(self.arrays.n_items, self.config.ease.memory_gb)
-        given = np.ones(self.arrays.n_markets) if weights is None else weights
-        return dense_gram(self.workspace.read_arrow("gram").to_batches(), self.arrays.n_items, given)
 
 
 def train_popularity(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
     """Nothing: the counts are in the arrays."""
     return {}
-
-
-def train_ease(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
-    """EASE^R on the merged data (eq. 3, 4)."""
-    weights = ease.solve(bench.gram(), settings["lambda_f"])
-    for market, items in enumerate(market_items(bench.arrays)):
-        _save_block(folder, market, weights[np.ix_(items, items)])
-    return {}
-
-
-def train_ease_per_market(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
-    """EASE^R on every market alone."""
-    for market in range(bench.arrays.n_markets):
-        _save_block(folder, market, ease_alone(bench, market, settings["lambda_f"]))
-    return {}
-
-
-def ease_alone(bench: Bench, market: int, lambda_f: float) -> NDArray[np.float64]:
-    """B of eq. 4 between the items of a market, from its own users only."""
-    X = bench.arrays.history(market).astype(np.float64)
-    ease.plan(X.shape[1], bench.config.ease.memory_gb)
-    return ease.solve((X.T @ X).toarray(order="F"), lambda_f)
-
-
-def train_slim(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
-    """SLIM on the merged data (eq. 2)."""
-    cells = bench.workspace.read_arrow("gram")
-    a, b, count = (cells[name].to_numpy() for name in ("item_a", "item_b", "count"))
-    weights, restless = fit_slim(sparse_gram(a, b, count, bench.arrays.n_items), settings["l1"], settings["l2"])
-    publish_sparse(weights, market_items(bench.arrays), folder)
-    return {"entries": int(weights.nnz), "columns_not_at_rest": restless}
 
 
 def train_random_walk(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
@@ -206,17 +133,6 @@ def _save_vectors(model: Any, folder: Path) -> None:
         users, items = (part.cpu().numpy() for part in model.vectors())
     np.save(folder / "user_vectors.npy", users)
     np.save(folder / "item_vectors.npy", items)
-
-
-def _save_block(folder: Path, market: int, block: NDArray[np.float64]) -> None:
-    place = folder / f"market-{market:05d}"
-    place.mkdir()
-    np.save(place / f"rows-{0:09d}.npy", block.astype(np.float32))
-
-
-def market_items(arrays: MarketArrays) -> MarketItems:
-    """The items of every market."""
-    return MarketItems(arrays.slot_items, arrays.slot_offsets)
 
 
 def popularity_scorer(bench: Bench, folder: Path, name: str) -> Scorer:

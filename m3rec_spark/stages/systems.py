@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from m3rec_spark.ranking.scorers import Scorer
-from m3rec_spark.stages import recipes
-from m3rec_spark.stages.recipes import Bench, Facts, Settings
+from m3rec_spark.stages import closed_forms, recipes
+from m3rec_spark.stages.bench import Bench, Facts, Settings
 
 Recipe = Callable[[Bench, Settings, int, Path], Facts]
 
@@ -44,6 +44,7 @@ _NETWORK = ("seconds", "device", "epochs", "patience", "feed")
 _ALL = ("gram", "ease", "linear", "walks", "skipgram", "train")
 _RIDGES = tuple({"lambda_f": float(value)} for value in (30, 20, 50, 10))
 _SPARSE = tuple({"l1": l1, "l2": l2} for l1, l2 in ((1.0, 30.0), (0.5, 30.0), (0.1, 30.0), (0.5, 10.0)))
+_OWN = tuple({"l1": l1, "l2": l2} for l1, l2 in ((1.0, 15.0), (1.0, 30.0), (2.0, 15.0), (0.5, 15.0)))
 _PAIR: Settings = {
     "dimension": 64, "widths": [128, 64], "dropout": 0.3, "negatives": 4, "learning_rate": 0.003, "batch_size": 1024,
 }  # fmt: skip
@@ -100,9 +101,10 @@ SYSTEMS: dict[str, System] = {
         section="skipgram",
         held=frozenset({"seed", "smooth"}),
     ),
-    "slim": _closed("SLIM", "Mix", _SPARSE, recipes.train_slim),
-    "ease": _closed("EASE^R", "Mix", _RIDGES, recipes.train_ease),
-    "ease_per_market": _closed("EASE^R per market", "Multi", _RIDGES, recipes.train_ease_per_market),
+    "slim": _closed("SLIM", "Mix", _SPARSE, closed_forms.train_slim),
+    "slim_per_market": _closed("SLIM per market", "Multi", _OWN, closed_forms.train_slim_per_market),
+    "ease": _closed("EASE^R", "Mix", _RIDGES, closed_forms.train_ease),
+    "ease_per_market": _closed("EASE^R per market", "Multi", _RIDGES, closed_forms.train_ease_per_market),
     "cross_stitch": _network("Cross-Stitch", "Multi", "cross_stitch"),
     "mmoe": _network("MMoE", "Multi", "mmoe", experts=4),
     "bitgcf": _graph("Bi-TGCF", "Multi", "bitgcf", {"keep": 0.5}, version=3, keep=0.8),

@@ -28,8 +28,9 @@ from m3rec_spark.evaluation.tables import OTHERS
 from m3rec_spark.evaluation.validation import sample_blocks, validation_sample
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.similarity import ease
+from m3rec_spark.stages.bench import Bench
+from m3rec_spark.stages.closed_forms import ease_alone, market_items
 from m3rec_spark.stages.context import Context
-from m3rec_spark.stages.recipes import Bench, ease_alone, market_items
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from m3rec_spark.config import Config, SystemName, changed
 from m3rec_spark.errors import UsageError, did_you_mean
-from m3rec_spark.stages.recipes import Settings
+from m3rec_spark.stages.bench import Settings
 from m3rec_spark.stages.systems import SYSTEMS, System
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
+from scipy import sparse
 
 from m3rec_spark.cli import main
 from m3rec_spark.config import Config, load
@@ -24,6 +25,7 @@ from m3rec_spark.evaluation.validation import mean_ndcg
 from m3rec_spark.models.catalogue import GRAPH_MODELS, PAIR_MODELS
 from m3rec_spark.ranking.scorers import EaseScorer, PopularityScorer
 from m3rec_spark.schema import CANDIDATES
+from m3rec_spark.similarity.market_linear import others_folder
 from m3rec_spark.stages import compare, compare_runs
 from m3rec_spark.stages.compare_runs import Run, bench_of, train_run
 from m3rec_spark.stages.context import Context
@@ -269,6 +271,19 @@ def test_every_system_is_trained_and_scores(compared: Workspace, tmp_path: Path,
     assert run.result["valid_ndcg_10"] == pytest.approx(found, abs=0.02)
     if name in {*PAIR_MODELS, *GRAPH_MODELS}:  # the others' figure is that of the scorer itself
         assert run.result["valid_ndcg_10"] == max(run.result["curve"])
+
+
+def test_slim_of_a_market_alone_is_the_model_that_heeds_no_other(compared: Workspace, tmp_path: Path) -> None:
+    """From the histories here, from the published Gram in pretrain."""
+    linear = configured().linear
+    settings = {"l1": linear.l1, "l2": linear.l2}
+    trained = lambda context: train_run(bench_of(context), tmp_path, "slim_per_market", settings, 1)  # noqa: E731
+    run = after("pretrain", "compare", configured(), compared, trained)
+    published = others_folder(compared.folder("linear"), linear.others.index(0.0))
+    for market in range(5):
+        one, other = (sparse.load_npz(place / f"market-{market:05d}.npz") for place in (run.folder, published))
+        assert one.nnz > 0
+        assert (one != other).nnz == 0
 
 
 def test_a_chosen_setting_that_the_clock_cut_gets_the_time_of_a_run(compared: Workspace) -> None:
