@@ -5,7 +5,8 @@ python benchmarks/recbole_parity.py build/xmarket [--seconds 600]     after `m3r
 
 RecBole's trainer sees the same pairs, its epoch is chosen on the validation half's lists, and it ranks the same ones.
 It has the settings that our comparison chose, and other learning rates beside theirs (its own default, or --rates): the
-best one on the validation half counts.
+best one on the validation half counts. --negatives 1: its own default; four repeat every pair four times there, so that
+an epoch has four times the steps of ours.
 Prints one row a model and implementation, and ours / RecBole's. Memory: the lists, 12 bytes a candidate.
 """
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--python", type=Path, default=PYTHON, help="of RecBole's environment")
     parser.add_argument("--rates", help=f"learning rates, separated by commas; else the chosen one and {LEARNING_RATE}")
+    parser.add_argument("--negatives", type=int, help="of a pair; else the chosen number")
     chosen = parser.parse_args()
     workspace = Workspace(chosen.workspace)
     report = json.loads((chosen.workspace / "reports" / "compare.json").read_text())
@@ -48,6 +50,7 @@ def main() -> None:
     for ours in chosen.models.split(","):
         settings = next(run["settings"] for run in report["runs"] if run["model"] == ours)
         own = [our_figure(report, ours, market) for market in markets]
+        settings |= {"negatives": chosen.negatives or settings["negatives"]}
         rates = chosen.rates or f"{settings['learning_rate']},{LEARNING_RATE}"
         tried = [run_recbole(chosen, workspace, ours, settings | {"learning_rate": float(rate)})
                  for rate in dict.fromkeys(rates.split(","))]  # fmt: skip
