@@ -12,9 +12,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from m3rec_spark import __version__
-from m3rec_spark.config import Config, load, to_yaml
+from m3rec_spark.config import Config, SystemName, load, to_yaml
 from m3rec_spark.errors import M3RecError, UsageError, did_you_mean
 from m3rec_spark.paths import write_atomically
 from m3rec_spark.schema import STAGES
@@ -44,7 +45,7 @@ _QUICK = (
 )
 _NEXT = """next:    m3rec data xmarket --to data/xmarket    (the five real markets of the paper)
          m3rec run --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket
-         m3rec demo train.loss=margin             (the paper's own loss: only train and evaluate run again)"""
+         m3rec demo {given}train.loss=margin             (the paper's own loss: only train and evaluate run again)"""
 
 
 def entry() -> None:
@@ -110,7 +111,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return run_command(arguments, config, Workspace(_workspace(arguments)))
     _stages(arguments, config, Workspace(_workspace(arguments)))
     if arguments.command == "demo":
-        print(_NEXT)
+        print(_NEXT.format(given="".join(f"{override} " for override in overrides)))
     return 0
 
 
@@ -132,8 +133,16 @@ def _stages(arguments: argparse.Namespace, config: Config, workspace: Workspace)
 
 
 def _models(names: str | None) -> list[str]:
-    """--models a,b as an override; the config refuses names that it does not know."""
-    return [] if names is None else [f"compare.models=[{names}]"]
+    """--models a,b as an override. Raises: UsageError, for a name that is no system."""
+    if names is None:
+        return []
+    systems = get_args(SystemName)
+    for name in map(str.strip, names.split(",")):
+        if name not in systems:
+            raise UsageError(
+                f"--models: '{name}' is no system.{did_you_mean(name, systems)} The systems: {', '.join(systems)}"
+            )
+    return [f"compare.models=[{names}]"]
 
 
 def _compare(config: Config, workspace: Workspace) -> int:

@@ -201,9 +201,9 @@ class Train(Section):
     lambda_loca: Annotated[float, Field(ge=0.0)] = 1e-7
     """Weight of the penalty on V-Loca, eq. 13."""
     intra: bool = True
-    """Use B-Glob (Table 3: without intra-market similarity)."""
+    """Use B-Glob and the linear model (Table 3: without intra-market similarity)."""
     inter: bool = True
-    """Use V-Glob (Table 3: without inter-market similarity)."""
+    """Use V-Glob and the walks of two steps (Table 3: without inter-market similarity)."""
     linear: Literal["own", "ease"] = "own"
     """The linear score on top of the cosine: own: each market's own model (section linear); ease: B of eq. 4."""
     ease_weights: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 50.0)

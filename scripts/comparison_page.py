@@ -1,11 +1,12 @@
 """The report of `m3rec compare` as a page of the documentation.
 
-python scripts/comparison_page.py build/xmarket > docs/comparison.md
+python scripts/comparison_page.py WORKSPACE THE COMMAND THAT MADE IT ... > docs/comparison.md
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -26,15 +27,14 @@ from m3rec_spark.evaluation.tables import (
 
 HEAD = """# The systems compared
 
-The paper's Tables 2, 3 and 4 on its five markets, as
-`python scripts/comparison_page.py build/xmarket > docs/comparison.md` reads them from the report of
+The paper's Tables 2, 3 and 4, as `python scripts/comparison_page.py` reads them from the report of
 
 ```
-m3rec compare --config conf/xmarket.yaml --workspace build/xmarket source.path=data/xmarket
+{command}
 ```
 
-on 2 cores: {hours:.1f} hours of training, {runs} runs; ranking comes on top. Settings, {trials} at most a system, were
-chosen on {users:,} users of the validation half at most. A trial of a network had {seconds:.0f} s of training, the
+on {cores} cores: {hours:.1f} hours of training, {runs} runs; ranking comes on top. Settings, {trials} at most a system,
+were chosen on {users:,} users of the validation half at most. A trial of a network had {seconds:.0f} s of training, the
 chosen settings (or the only ones) {more:.0f} s a seed, and an epoch that had begun was finished; closed forms and
 Random Walk end by themselves. M3Rec's one setting was searched beforehand ([experiments](experiments.md)); what
 `pretrain` made for it is not in its seconds. The test half only judges. Seeds {seeds}, the first ones of these where a
@@ -45,18 +45,23 @@ the users' gains, Holm over the markets); +: it is worse. What is measured: [the
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or not (found := Path(sys.argv[1]) / "reports" / "compare.json").is_file():
-        sys.exit("usage: python scripts/comparison_page.py WORKSPACE    (one that `m3rec compare` has reported in)")
-    print(page(json.loads(found.read_text(encoding="utf-8"))), end="")
+    if len(sys.argv) < 3 or not (found := Path(sys.argv[1]) / "reports" / "compare.json").is_file():
+        sys.exit(
+            "usage: python scripts/comparison_page.py WORKSPACE COMMAND ...\n"
+            "WORKSPACE: one that `m3rec compare` has reported in; COMMAND: as it was called, for the page's head"
+        )
+    print(page(json.loads(found.read_text(encoding="utf-8")), " ".join(sys.argv[2:])), end="")
 
 
-def page(report: Report) -> str:
+def page(report: Report, command: str) -> str:
     """Markdown."""
     settings = report["settings"]
     both = report["trials"] + report["runs"]  # a chosen trial that needed no more time is in both
     runs = {(run["model"], json.dumps(run["settings"]), run["seed"], run["seconds"]): run for run in both}
     parts = [
         HEAD.format(
+            command=command,
+            cores=os.cpu_count(),
             hours=sum(run["seconds"] for run in runs.values()) / 3600,
             runs=len(runs),
             trials=settings["trials"],

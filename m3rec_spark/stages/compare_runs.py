@@ -112,7 +112,9 @@ def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: i
     read = {section: provenance(bench.config, section) for section in system.reads}
     key = digest(bench.data_key, name, system.version, dict(settings), seed, judged, followed, read)
     place = folder / f"{name}-{key[:12]}"
-    if not (place / _RESULT).is_file():
+    if (place / _RESULT).is_file():
+        log.info("%s %s seed %d: kept from before", name, dict(settings), seed)
+    else:
         _train(bench, system, name, settings, seed, place)
     return Run(name, settings, seed, place, json.loads((place / _RESULT).read_text(encoding="utf-8")))
 

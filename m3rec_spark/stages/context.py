@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +60,8 @@ def spark_session(settings: Spark) -> SparkSession:
     # thousands of lines of Spark's own would bury what the stages say
     builder = SparkSession.builder.appName("m3rec_spark").config("spark.log.level", "ERROR")
     if "PYSPARK_GATEWAY_PORT" in os.environ or "SPARK_REMOTE" in os.environ:
-        return builder.getOrCreate()
+        with _plain_interrupts():
+            return builder.getOrCreate()
     require_java()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # a laptop's changing host name is a common first failure
@@ -70,7 +75,22 @@ def spark_session(settings: Spark) -> SparkSession:
         "spark.driver.host": "127.0.0.1",
         **settings.options,
     }
-    return builder.master(settings.master).config(map=options).getOrCreate()
+    with _plain_interrupts():
+        return builder.master(settings.master).config(map=options).getOrCreate()
+
+
+@contextlib.contextmanager
+def _plain_interrupts() -> Iterator[None]:
+    """Keeps what Ctrl-C did before: Spark's handler calls the JVM from within a call to it, which ends in its error.
+
+    The jobs end with the process, and with it the JVM.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def java_version(java: str) -> int | None:

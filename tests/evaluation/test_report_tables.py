@@ -130,16 +130,17 @@ def test_the_page_of_the_documents_says_what_the_text_says() -> None:
     report["trials"] = [{**trial, "seed": 7} for trial in report["trials"]]
     cut = {"stopped_by": "seconds", "best_epoch": 4, "epochs": 4}
     report["runs"] = [report["trials"][0], {**report["trials"][3], "seed": 9, "seconds": 293.6, **cut}]
-    text = page(report)
+    text = page(report, "m3rec compare --workspace w")
     assert "0.1 hours of training, 5 runs" in text
+    assert "```\nm3rec compare --workspace w\n```" in text
     assert "Seeds 7 to 9" in text
     assert "(runs): NeuMF (1).\n" in text
     assert "| EASE^R | Mix | 1 | 20.0\\* | 30.0\\*\\*\\* | 25.0 |" in text
     assert f"| paper-like | {GUEST} | 1,234 |" in text
     assert "| others | - | +2.0 [-1.0, +5.0] |" in text
     report |= {"transfer": [], "transfer_skipped": "needs 80 GB", "unknown": {GUEST: 3}}
-    assert "| left out |\n|---|\n| needs 80 GB |\n" in page(report)
-    assert f"3 scores of '{GUEST}' are of" in page(report)
+    assert "| left out |\n|---|\n| needs 80 GB |\n" in page(report, "")
+    assert f"3 scores of '{GUEST}' are of" in page(report, "")
 
 
 def test_aligned() -> None:
