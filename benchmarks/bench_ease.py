@@ -40,8 +40,8 @@ from m3rec_spark.similarity.tasks import run_tasks
 from m3rec_spark.similarity.weights import MarketItems, Outputs, similarity_on_spark
 
 LAMBDA = 30.0
-QUICK = {"items": 6_000, "old_items": 3_000, "markets": 4, "own": 1_500, "shared": 1_500, "users": 20_000}
-FULL = QUICK | {"items": 12_000, "old_items": 4_000, "markets": 8, "own": 2_000, "shared": 2_000}
+QUICK = {"items": 6_000, "old_items": 4_000, "markets": 4, "own": 1_500, "shared": 1_500, "users": 20_000}
+FULL = QUICK | {"items": 12_000, "markets": 8, "own": 2_000, "shared": 2_000}
 
 
 def main() -> None:
@@ -51,7 +51,8 @@ def main() -> None:
             return
         sizes = arguments(__doc__, QUICK, FULL)
         bench_driver(Path(folder) / "new", sizes.items, sizes.users, numpy2=True)
-        bench_driver(Path(folder) / "old", sizes.old_items, sizes.users, numpy2=False)
+        if sizes.full:
+            bench_driver(Path(folder) / "old", sizes.old_items, sizes.users, numpy2=False)
         bench_markets(Path(folder) / "markets", sizes.markets, sizes.own, sizes.shared, sizes.users)
 
 

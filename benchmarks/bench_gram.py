@@ -46,7 +46,7 @@ from m3rec_spark.similarity.entries import save_entries, transpose
 from m3rec_spark.similarity.gram import GramReport, write_gram
 from m3rec_spark.tables import Workspace
 
-QUICK = {"markets": 5, "own": 1000, "shared": 3000, "history": 80.0, "users": 400, "mkl_users": 40_000,
+QUICK = {"markets": 5, "own": 1000, "shared": 3000, "history": 80.0, "users": 300, "mkl_users": 40_000,
          "pairs_per_task": Gram().pairs_per_task, "peers": "mkl,sql,mllib"}  # fmt: skip
 FULL = QUICK | {"users": 20_000, "peers": "mkl,sql"}  # MLlib does not end in minutes there
 SQL = """

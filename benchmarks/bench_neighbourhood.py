@@ -35,9 +35,9 @@ from m3rec_spark.similarity.symmetric import symmetric_gram
 LAMBDA, EPSILON, TARGET_S = 30.0, 0.01, 600.0
 XMARKET = Path(os.environ.get("M3REC_XMARKET", Path(__file__).parents[2] / "shared" / "data" / "xmarket"))
 RANKED = 2000  # users of a market
-QUICK = {"markets": 3, "own": 8_000, "shared": 6_000, "users": 50_000, "neighbours": 200, "exact_own": 1_000,
+QUICK = {"markets": 3, "own": 5_000, "shared": 5_000, "users": 50_000, "neighbours": 200, "exact_own": 1_000,
          "sansa_own": 500}  # fmt: skip
-FULL = QUICK | {"markets": 10, "shared": 20_000, "exact_own": 2_000, "sansa_own": 2_000}
+FULL = QUICK | {"markets": 10, "own": 8_000, "shared": 20_000, "exact_own": 2_000, "sansa_own": 2_000}
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def main() -> None:
         sizes = harness.arguments(__doc__, QUICK, FULL)
         shop = Shop(Path(folder) / "shop", sizes.users, sizes.items)
         for k in map(int, sizes.lists.split(",")):
-            for library in ("implicit", "faiss"):
+            for library in ("implicit", "faiss") if sizes.full else ("faiss",):
                 against_library(spark, shop, library, k)
         against_als(spark, Shop(Path(folder) / "small", sizes.als_users, sizes.items), 10)
     spark.stop()

@@ -35,7 +35,7 @@ from m3rec_spark.similarity.walks import walk
 
 LENGTH, SEED = 40, 1
 PLAIN = {"batch_walks": 128, "learning_rate": 0.02}  # without smoothing a step is cheap, and more of them learn more
-QUICK = {"items": 3_000, "users": 1_500, "per_item": 5, "epochs": 4, "smooth_items": 8_000, "smooth_users": 4_000}
+QUICK = {"items": 3_000, "users": 1_500, "per_item": 8, "epochs": 4, "smooth_items": 8_000, "smooth_users": 4_000}
 FULL = {"items": 12_000, "users": 6_000, "per_item": 10, "epochs": 5, "smooth_items": 12_000, "smooth_users": 6_000}
 
 

@@ -31,7 +31,7 @@ from m3rec_spark.data.synthetic import generate_arrays
 from m3rec_spark.similarity import walk_blocks, walks, walks_partitioned
 
 PER_ITEM, LENGTH, SEED = 10, 40, 1
-QUICK = {"items": 15_000, "users": 25_000, "history": 60, "small_items": 9_000, "small_users": 9_000}
+QUICK = {"items": 15_000, "users": 25_000, "history": 60, "small_items": 9_000, "small_users": 4_000}
 FULL = {"items": 20_000, "users": 60_000, "history": 80, "small_items": 12_000, "small_users": 25_000}
 MARKETS = 5
 

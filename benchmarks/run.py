@@ -29,7 +29,7 @@ def main() -> None:
     for stage in chosen.only.split(","):
         program = [sys.executable, str(Path(__file__).parent / f"bench_{stage}.py")]
         for extra in [["--full"], ["--laws"]] if chosen.full else [[]]:
-            print(f"--- {stage} {' '.join(extra)}", flush=True)
+            print(f"--- {stage} {' '.join(extra)}    after {time.perf_counter() - start:.0f} s", flush=True)
             if subprocess.run(program + extra, env=environment, cwd=ROOT, check=False).returncode:
                 failed.append(f"{stage} {' '.join(extra)}")
     print_table(json.loads(RESULTS.read_text()))
