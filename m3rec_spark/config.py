@@ -473,4 +473,6 @@ def _explain(problem: Any) -> str:
         named, depth = (problem["input"], 2) if location[-1] == "[key]" else (location[-1], 1)
         where = ".".join(location[:-depth]) or "the config"
         return f"{where}: the key {named!r} is not text: write it in quotes"
+    if problem["type"] == "model_type":  # `epochs:5` is a text to YAML
+        return f"{key}: must be a section of `key: value`, with a space after the colon, got {problem['input']!r}"
     return f"{key}: {problem['msg']}, got {problem['input']!r}"

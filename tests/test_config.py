@@ -129,6 +129,11 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None
     assert "section: key: value" in refusal(write(tmp_path, text))
 
 
+def test_a_colon_without_a_space_is_told(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, "train:\n  epochs:5\n"))
+    assert "train: must be a section of `key: value`, with a space after the colon, got 'epochs:5'" in message
+
+
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     assert "cannot read" in refusal(tmp_path / "absent.yaml")
     assert "cannot read" in refusal(tmp_path)
