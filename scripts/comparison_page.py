@@ -34,11 +34,10 @@ The paper's Tables 2, 3 and 4, as `python scripts/comparison_page.py` reads them
 ```
 
 on {cores} cores: {hours:.1f} hours of training, {runs} runs; ranking comes on top. Settings, {trials} at most a system,
-were chosen on {users:,} users of the validation half at most. A trial of a network had {seconds:.0f} s of training, the
-chosen settings (or the only ones) {more:.0f} s a seed, and an epoch that had begun was finished; closed forms and
-Random Walk end by themselves. M3Rec's one setting was searched beforehand ([experiments](experiments.md)); what
-`pretrain` made for it is not in its seconds. The test half only judges. Seeds {seeds}, the first ones of these where a
-row has fewer.
+were chosen on {users:,} users of the validation half at most. {budget}, and an epoch
+that had begun was finished; closed forms and Random Walk end by themselves. M3Rec's one setting was searched beforehand
+([experiments](experiments.md)); what `pretrain` made for it is not in its seconds. The test half only judges. Seeds
+{seeds}, the first ones of these where a row has fewer.
 ± is the standard deviation over seeds; \\* \\*\\* \\*\\*\\*: M3Rec is better, p < 0.05, 0.01, 0.001 (paired t-test on
 the users' gains, Holm over the markets); +: it is worse. What is measured: [the evaluation contract](evaluation.md).
 """
@@ -65,8 +64,7 @@ def page(report: Report, command: str) -> str:
             hours=sum(run["seconds"] for run in runs.values()) / 3600,
             runs=len(runs),
             trials=settings["trials"],
-            seconds=settings["trial_seconds"],
-            more=settings["run_seconds"],
+            budget=budget(settings["trial_seconds"], settings["run_seconds"]),
             users=settings["validation_users"],
             seeds=f"{settings['seed']} to {max(run['seed'] for run in runs.values())}",
         ),
@@ -99,6 +97,15 @@ def page(report: Report, command: str) -> str:
         section("Settings tried", trial_table(report), "##"),
     ]
     return "\n".join(parts)
+
+
+def budget(trial: float, run: float) -> str:
+    """Seconds of training, as the page's head has them."""
+    if trial == run:
+        return f"Every run of a network, a trial too, had {run:.0f} s of training"
+    return (
+        f"A trial of a network had {trial:.0f} s of training, the chosen settings (or the only ones) {run:.0f} s a seed"
+    )
 
 
 def section(head: str, table: Table, level: str = "###") -> str:

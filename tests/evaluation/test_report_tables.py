@@ -133,11 +133,14 @@ def test_the_page_of_the_documents_says_what_the_text_says() -> None:
     text = page(report, "m3rec compare --workspace w")
     assert "0.1 hours of training, 5 runs" in text
     assert "```\nm3rec compare --workspace w\n```" in text
-    assert "Seeds 7 to 9" in text
+    assert "Seeds\n7 to 9" in text
+    assert "A trial of a network had 60 s of training, the chosen settings (or the only ones) 150 s a seed" in text
     assert "(runs): NeuMF (1).\n" in text
     assert "| EASE^R | Mix | 1 | 20.0\\* | 30.0\\*\\*\\* | 25.0 |" in text
     assert f"| paper-like | {GUEST} | 1,234 |" in text
     assert "| others | - | +2.0 [-1.0, +5.0] |" in text
+    report["settings"]["trial_seconds"] = 150.0
+    assert "Every run of a network, a trial too, had 150 s of training, and" in page(report, "")
     report |= {"transfer": [], "transfer_skipped": "needs 80 GB", "unknown": {GUEST: 3}}
     assert "| left out |\n|---|\n| needs 80 GB |\n" in page(report, "")
     assert f"3 scores of '{GUEST}' are of" in page(report, "")
