@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from bench_skipgram import pairs_of_walk
 from harness import RESULTS, THREADS
 
 from m3rec_spark.config import Ease, SkipGram, Walks
-from m3rec_spark.similarity import solvers, walk_graph
+from m3rec_spark.similarity import market_linear, solvers, walk_graph
 from m3rec_spark.similarity.certificate import certificate, certificate_columns
 
 
@@ -36,7 +37,8 @@ class Step(NamedTuple):
 def main() -> None:
     chosen = options()
     steps = [
-        *gram_step(chosen), *ease_steps(chosen), *certificate_step(chosen), *walk_step(chosen), *skipgram_step(chosen)
+        *gram_step(chosen), *ease_steps(chosen), *certificate_step(chosen), *linear_step(chosen), *walk_step(chosen),
+        *skipgram_step(chosen),
     ]  # fmt: skip
     print("| stage | runs on | core hours | hours | on disk, GB | what that is |\n|---|---|---|---|---|---|")
     for step in steps:
@@ -65,17 +67,17 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(stage: str, peer: str) -> dict[str, Any]:
+def measured(stage: str, *peers: str) -> dict[str, Any]:
     """The row of a stage whose peer begins so, with the largest size."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-    found = [row for row in rows if row["stage"] == stage and row["peer"].startswith(peer)]
+    found = [row for row in rows if row["stage"] == stage and row["peer"].startswith(peers)]
     if not found:
-        raise SystemExit(f"no row '{stage} {peer}' in {RESULTS}: run `make bench` first")
+        raise SystemExit(f"no row '{stage} {peers[0]}' in {RESULTS}: run `make bench` first")
     return max(found, key=lambda row: row["ours_s"])
 
 
 def gram_step(chosen: argparse.Namespace) -> Iterator[Step]:
-    row = measured("gram", "sparse_dot_mkl")
+    row = measured("gram", "sparse_dot_mkl", "scipy")
     pairs = chosen.interactions * (chosen.history * chosen.dispersion + 1) / 2
     seconds = pairs / (row["extra"]["pairs"] / row["ours_s"] / THREADS)
     size = pairs * row["extra"]["written_mb"] / row["extra"]["cells"] / 1e3  # if no two users had a pair in common
@@ -127,6 +129,15 @@ def certificate_step(chosen: argparse.Namespace) -> Iterator[Step]:
     yield Step("certificate", f"driver, {threads} threads", hours, hours / threads, 0, what)
 
 
+def linear_step(chosen: argparse.Namespace) -> Iterator[Step]:
+    """Its memory alone, for markets that listen to their own shoppers: what it takes of time follows the data."""
+    pairs = chosen.interactions * (chosen.history * chosen.dispersion + 1) / 2 / chosen.markets
+    items = (chosen.items - chosen.shared) / chosen.markets + chosen.sold
+    memory = market_linear.CELL_BYTES * min(pairs, items * (items + 1) / 2) / 1e9
+    what = f"not reckoned: hours; up to {memory:,.1f} GB in a task with linear.others=[0.0]"
+    yield Step("(linear)", f"{chosen.markets} tasks", 0.0, 0.0, 0.0, what)
+
+
 def walk_step(chosen: argparse.Namespace) -> Iterator[Step]:
     row, settings = measured("walks", "pecanpy walking alone"), Walks()
     users = int(chosen.interactions / chosen.history)
@@ -140,12 +151,12 @@ def walk_step(chosen: argparse.Namespace) -> Iterator[Step]:
 
 
 def skipgram_step(chosen: argparse.Namespace) -> Iterator[Step]:
-    row, settings = measured("skipgram", "gensim, full"), SkipGram()
-    pairs = chosen.items * Walks().per_item * Walks().length * 2 * settings.window * settings.epochs
-    hours = pairs / row["extra"]["pairs_per_s_ours"] / 3600
+    row, settings = measured("skipgram", "gensim"), SkipGram()
+    passes = chosen.items * Walks().per_item * settings.epochs  # of a walk
+    hours = passes / (row["extra"]["pairs_per_s_ours"] / pairs_of_walk("shrinking" in row["peer"])) / 3600
     memory = 12 * chosen.items * settings.dimension * 4 / 1e9
     yield Step("skip-gram", f"driver, {THREADS} cores or a GPU", hours * THREADS, hours, memory,
-               f"{pairs:.2g} pairs; {memory:.0f} GB of memory")  # fmt: skip
+               f"{passes * pairs_of_walk(False):.2g} pairs; {memory:.0f} GB of memory")  # fmt: skip
 
 
 def spread(stage: str, chosen: argparse.Namespace, seconds: float, gigabytes: float, what: str) -> Step:

@@ -77,7 +77,7 @@ def certificate(
     system = _System(cells, columns, lambda_f, market_weights, threads)
     targets = system.parts(solution)
     residual = system.product(targets, minus_identity=True)
-    worst = max((float(np.abs(part).max(initial=0.0)) for part in residual), default=0.0)
+    worst = _largest(np.abs(part) for part in residual)
     if not worst <= tolerance * system.largest:  # also when worst is NaN
         raise DataError(
             f"EASE is not at its optimum: max |(A + lambda I) B - A| off the diagonal is {worst:.3g}, over "
@@ -86,7 +86,7 @@ def certificate(
     error = _largest_norm(residual) / lambda_f
     if error > error_limit:
         error = _refined(system, residual, error_limit)
-    if error > error_limit:
+    if not error <= error_limit:
         raise DataError(
             f"EASE is not at its optimum: entries of B may be off by {error:.3g}, over {error_limit:g}: {_ADVICE}"
         )
@@ -171,14 +171,19 @@ def _refined(system: _System, residual: Parts, limit: float) -> float:
             product[k] = new
         norms = [np.linalg.norm(part, axis=0) for part in error]
         rest = [np.linalg.norm(part, axis=0) / system.lambda_f for part in left]
-        bound = min(bound, max(float((a + b).max()) for a, b in zip(norms, rest, strict=True)))
-        if bound <= limit or max(float((a - b).max()) for a, b in zip(norms, rest, strict=True)) > limit:
+        bound = min(bound, _largest(a + b for a, b in zip(norms, rest, strict=True)))
+        if bound <= limit or _largest(a - b for a, b in zip(norms, rest, strict=True)) > limit:
             break
     return bound
 
 
 def _largest_norm(parts: Parts) -> float:
-    return max((float(np.linalg.norm(part, axis=0).max(initial=0.0)) for part in parts), default=0.0)
+    return _largest(np.linalg.norm(part, axis=0) for part in parts)
+
+
+def _largest(parts: Iterable[NDArray[np.float64]]) -> float:
+    """NaN if any is: Python's max would lose one behind a number."""
+    return float(np.max([part.max(initial=0.0) for part in parts], initial=0.0))
 
 
 @compiled

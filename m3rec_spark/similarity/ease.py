@@ -1,8 +1,9 @@
 """Intra-market item similarity: EASE^R in closed form (paper, eq. 3, 4; Steck 2019, arXiv:1905.03375).
 
 B = I - C diagMat(1 / diag C),  C = (A + lambda I)^-1,  so that diag B = 0.
-Cost: n^3 flops (Cholesky n^3/3, inverse from it 2 n^3/3) and one n x n array, in place from A to B. Where there are
-fewer users than items, C comes from their side (Woodbury's identity for A = X'X), u^3 flops and two sparse products:
+Cost: n^3 flops (Cholesky n^3/3, inverse from it 2 n^3/3) and one n x n array, in place from A to B. Where a market
+has fewer users than items, `markets` takes C from their side (Woodbury's identity for A = X'X), u^3 flops and two
+sparse products:
     C = (I - X' (X X' + lambda I)^-1 X) / lambda.
 
 Notation: n items; u users; X (u, n) histories; A (n, n) co-occurrence counts; B (n, n) weights, row = item in the
@@ -66,24 +67,6 @@ def solve(gram: NDArray[Real], lambda_f: float) -> NDArray[Real]:
         DataError: A holds NaN or infinity, or A + lambda I is not positive definite; names the item.
     """
     return _weights(invert(gram, lambda_f))
-
-
-def solve_by_users(X: sparse.csr_matrix, lambda_f: float) -> NDArray[Any]:
-    """B of eq. 4 from the users' side. Memory: n x n, two u x n and u x u numbers.
-
-    Args:
-        X: (u, n) histories, float64 or float32: ones, times sqrt(w_m) in the rows of a market with weight w_m.
-        lambda_f: ridge weight, > 0.
-
-    Returns:
-        (n, n) B in C order with diagonal exactly 0.
-
-    Raises:
-        UsageError, DataError: as `solve`.
-    """
-    inverse = -users_projection(X, X.shape[1], lambda_f)
-    inverse[np.diag_indices(len(inverse))] += 1.0  # C but for a factor, which B does not depend on
-    return _weights(inverse.T)
 
 
 def solve_on_gpu(gram: NDArray[Real], lambda_f: float, device: str = "cuda") -> NDArray[Real]:

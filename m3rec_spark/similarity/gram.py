@@ -156,6 +156,16 @@ def _write_task(arrays_folder: str, entries_folder: str, folder: str, number: in
     return pa.RecordBatch.from_arrays([pa.array([v], t) for v, t in zip(values, types, strict=True)], list(names))
 
 
+def cells_by_market(folder: Path, n_markets: int) -> NDArray[np.int64]:
+    """(M,) cells of each market's Gram, by the footers alone: a file of `write_gram` holds one market."""
+    found = np.zeros(n_markets, np.int64)
+    for path in sorted(folder.glob("*.parquet")):
+        footer = pq.read_metadata(path)
+        if footer.num_rows:
+            found[footer.row_group(0).column(0).statistics.min] += footer.num_rows
+    return found
+
+
 def cap_histories(arrays: MarketArrays, max_history: int, seed: int) -> tuple[MarketArrays, Capped]:
     """An approximation: of a history longer than max_history, the items with the least random numbers are kept.
 

@@ -4,7 +4,8 @@
 
 omega = 0 listens to the market alone, omega = 1 to all alike; several are solved, and the validation half of the market
 chooses. B^(m) is not negative and sparse.
-Cost: a Spark task for every market and omega, each that of slim.py on the cells of the Gram it reads, 24 bytes a cell.
+Cost: a Spark task for every market and omega, each that of slim.py on the cells of the Gram it reads; memory by
+`task_bytes`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from m3rec_spark.similarity.gram import sparse_gram
 from m3rec_spark.similarity.slim import fit_slim
 from m3rec_spark.similarity.tasks import run_tasks
 
+CELL_BYTES = 96  # of a cell read: its copies in `market_gram`, and later A, B and B' of slim.py (measured: 86 to 97)
+
 
 def others_folder(folder: str | Path, number: int) -> Path:
     """Where the models of the omega with this number are: market-<m>.npz, as `market_rows` reads them."""
@@ -33,6 +36,24 @@ def others_folder(folder: str | Path, number: int) -> Path:
 def walk_folder(folder: str | Path) -> Path:
     """Where the two-step walks of the markets are, in the same files (two_steps.py)."""
     return Path(folder) / "walks"
+
+
+def task_bytes(arrays: MarketArrays, cells: NDArray[np.int64], others: Sequence[float]) -> int:
+    """Memory of the task that takes most: CELL_BYTES a cell that a market listens to.
+
+    Args:
+        arrays: histories and slots.
+        cells: (M,) of each market's Gram. Of another's, only those between items that both sell are listened to.
+        others: omegas.
+    """
+    sold = sparse.csr_matrix(
+        (np.ones(len(arrays.slot_items), np.int64), arrays.slot_items, arrays.slot_offsets),
+        (arrays.n_markets, arrays.n_items),
+    )
+    common = (sold @ sold.T).toarray()  # (M, M) items
+    heard = np.minimum(cells[None, :], common * (common + 1) // 2)
+    most = heard.sum(axis=1) if any(others) else heard.diagonal() if len(others) else np.zeros(1, np.int64)
+    return CELL_BYTES * int(most.max(initial=0))
 
 
 def write_market_models(

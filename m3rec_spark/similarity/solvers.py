@@ -17,8 +17,9 @@ import numpy as np
 
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.errors import CapacityError, UsageError
-from m3rec_spark.similarity import neighbourhood
+from m3rec_spark.similarity import ease, neighbourhood
 from m3rec_spark.similarity.markets import market_cost
+from m3rec_spark.similarity.sweep_tiles import BAND
 
 CORE_FLOPS = 40e9  # float64 GEMM of a core, AVX2; LAPACK's inverse reaches INVERSE_SHARE of it
 INVERSE_SHARE = 0.8
@@ -176,18 +177,18 @@ def estimate_driver(n_items: int, machine: Machine) -> Estimate:
 
 def _driver(goods: Catalogue, machine: Machine, itemsize: int) -> Estimate:
     n = goods.n_items
-    needed = itemsize * n**2 + 4 * itemsize * _BLOCK * n
+    needed = ease.bytes_needed(n, itemsize)
     rate = CORE_FLOPS * machine.driver_cores * INVERSE_SHARE * (8 / itemsize)
     return Estimate("driver", n**3, n**3 / rate, needed, 0, _published(goods), _lacks(machine, driver=needed))
 
 
 def _cuda(goods: Catalogue, machine: Machine, itemsize: int) -> Estimate:
     n = goods.n_items
-    on_gpu, needed = 2 * itemsize * n**2, itemsize * n**2 + 4 * itemsize * _BLOCK * n
+    needed = ease.bytes_needed(n, itemsize)  # on the GPU, and once more on the driver
     obstacle = "no GPU"
     if machine.cuda_bytes is not None:
-        short = f"needs {on_gpu:,} bytes of GPU memory, {machine.cuda_bytes:,} are free"
-        obstacle = short if on_gpu > machine.cuda_bytes else _lacks(machine, driver=needed)
+        short = f"needs {needed:,} bytes of GPU memory, {machine.cuda_bytes:,} are free"
+        obstacle = short if needed > machine.cuda_bytes else _lacks(machine, driver=needed)
     return Estimate("cuda", n**3, n**3 / (CUDA_FLOPS * 8 / itemsize) + 1, needed, 0, _published(goods), obstacle)
 
 
@@ -211,7 +212,7 @@ def _sweep(goods: Catalogue, machine: Machine, tile: int) -> Estimate:
     flops = n**3 * (1 + tile / n)
     disk, moved = 8 * n**2 + _published(goods), 8 * n**2 * steps  # two generations of lower tiles
     seconds = START_SECONDS + flops / (CORE_FLOPS * machine.cores) + moved / (DISK_BYTES * machine.cores)
-    task = max(6 * 8 * tile**2, 8 * 3 * _BLOCK * n)
+    task = 8 * max((min(steps, BAND) + 3) * tile**2, 6 * tile**2, 3 * _BLOCK * n)
     seconds += steps * JOB_SECONDS
     return Estimate("sweep", flops, seconds, 0, task, disk, _lacks(machine, task=task))
 

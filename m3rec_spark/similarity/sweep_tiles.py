@@ -22,16 +22,18 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import pyarrow.dataset as ds
+from numpy.typing import NDArray
 
 from m3rec_spark.paths import replacing
 from m3rec_spark.schema import GRAM
 from m3rec_spark.similarity import dense
 from m3rec_spark.similarity.dense import Matrix
 
+BAND = 8  # tiles of a column loaded at once
 AHEAD = "ahead"  # generation k's file of the factor of pivot k + 1
 SPARE = "step-spare"
 
@@ -202,35 +204,56 @@ def _save_factor(tiles: Tiles, step: int, name: str, pivot: Matrix, row: int) ->
 def load_column(tiles: Tiles, gram_folder: str, lambda_f: float, weights: Matrix, j: int) -> int:
     """Generation 0 of tile column j but for `ahead`: T_ij = A_ij + lambda [i = j], from the cells of its items only.
 
-    Memory: t x n numbers, and a batch of the Gram.
+    Memory: BAND + 3 tiles, and a batch of the Gram, whose part of the column is read once for every BAND tiles.
 
     Returns:
         -1, or the item at which the first pivot is not positive definite.
     """
-    items = tiles.items(j)
-    lower = np.zeros((tiles.n_items - items.start, items.stop - items.start), order="F")
-    flat = lower.reshape(-1, order="F")  # a view
-    for item_a, item_b, values in _weighted_cells(gram_folder, items, weights):
-        cells = (item_a - items.start) * np.int64(len(lower)) + (item_b - items.start)
-        np.add.at(flat, cells, values)
-    corner = dense.mirror(np.asfortranarray(lower[: lower.shape[1]]))
-    corner[np.diag_indices(len(corner))] += lambda_f
-    if j > 0:
-        tiles.save(0, f"{j}-{j}", corner)
-    elif (failing := _save_factor(tiles, 0, "0-0", corner, 0)) >= 0:
-        return failing
-    for i in range(j + 1, tiles.count):
-        tile = np.asfortranarray(lower[(i - j) * tiles.side : (i - j + 1) * tiles.side])
-        tiles.save(0, f"{i}-{j}", to_panel(tile, tiles.open(0, 0, 0), right=True) if j == 0 else tile)
+    for first in range(j, tiles.count, BAND):
+        last = min(first + BAND, tiles.count)
+        rows = slice(tiles.items(first).start, tiles.items(last - 1).stop)
+        band = _band(gram_folder, rows, tiles.items(j), weights)
+        for i in range(first, last):
+            tile = np.asfortranarray(band[(i - first) * tiles.side : (i - first + 1) * tiles.side])
+            if i == j:
+                tile = dense.mirror(tile)
+                tile[np.diag_indices(len(tile))] += lambda_f
+            if j > 0:
+                tiles.save(0, f"{i}-{j}", tile)
+            elif i > 0:
+                tiles.save(0, f"{i}-{j}", to_panel(tile, tiles.open(0, 0, 0), right=True))
+            elif (failing := _save_factor(tiles, 0, "0-0", tile, 0)) >= 0:
+                return failing
     return -1
 
 
-def _weighted_cells(gram_folder: str, items: slice, weights: Matrix) -> Iterator[tuple[Any, Any, Matrix]]:
-    """Batches (item_a, item_b, w_m count) of the upper half with item_a among `items`."""
-    gram, item_a, market = ds.dataset(gram_folder, format="parquet"), ds.field("item_a"), ds.field("market")
-    of_items = (item_a >= items.start) & (item_a < items.stop)
+def _band(gram_folder: str, rows: slice, items: slice, weights: Matrix) -> Matrix:
+    """(rows, items) of A, of which those above its diagonal stay 0."""
+    band = np.zeros((rows.stop - rows.start, items.stop - items.start), order="F")
+    flat = band.reshape(-1, order="F")  # a view
+    for item_a, item_b, values in _weighted_cells(gram_folder, rows, items, weights):
+        np.add.at(flat, places(item_a, item_b, rows, items), values)
+    return band
+
+
+def places(item_a: NDArray[np.int32], item_b: NDArray[np.int32], rows: slice, items: slice) -> NDArray[np.int64]:
+    """Where cells lie in a band, column after column."""
+    found: NDArray[np.int64] = (item_a.astype(np.int64) - items.start) * (rows.stop - rows.start) + item_b - rows.start
+    return found
+
+
+def _weighted_cells(
+    gram_folder: str, rows: slice, items: slice, weights: Matrix
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], Matrix]]:
+    """Batches (item_a, item_b, w_m count) of the upper half with item_a among `items` and item_b among `rows`."""
+    gram, market = ds.dataset(gram_folder, format="parquet"), ds.field("market")
+    wanted = _within("item_a", items) & _within("item_b", rows)
     exact = (weights == np.floor(weights)).all()  # whole numbers add up to the same in any order
-    for part in [of_items] if exact else [of_items & (market == m) for m in range(len(weights))]:
+    for part in [wanted] if exact else [wanted & (market == m) for m in range(len(weights))]:
         for batch in gram.to_batches(columns=GRAM.fieldNames(), filter=part, use_threads=False):
             markets, a, b, count = (column.to_numpy() for column in batch.columns)
             yield a, b, weights[markets] * count
+
+
+def _within(name: str, items: slice) -> ds.Expression:
+    return (ds.field(name) >= items.start) & (ds.field(name) < items.stop)

@@ -4,8 +4,8 @@
 
 From an item to one of its users, and to one of his items: the walk of eq. 5 without sampling, skip-gram and d
 dimensions. Users of all markets walk; each market keeps, for each of its items j, the `neighbours` items i with the
-largest P_ij. Cost: a Spark task for every market, the sum over users of h_u^2 of the items that the market sells; 16
-bytes a pair and 12 bytes times `neighbours` an item.
+largest P_ij. Cost: a Spark task for every market, the sum over users of h_u^2 of the items that the market sells;
+memory by `task_bytes`, and the histories mapped.
 """
 
 from __future__ import annotations
@@ -20,8 +20,22 @@ from scipy import sparse
 from m3rec_spark.compiled import compiled
 from m3rec_spark.data.arrays import MarketArrays, open_arrays
 from m3rec_spark.paths import replacing
+from m3rec_spark.similarity.entries import transpose
 from m3rec_spark.similarity.neighbours import offer
 from m3rec_spark.similarity.tasks import run_tasks
+
+
+def task_bytes(arrays: MarketArrays, neighbours: int) -> int:
+    """Memory of the task of the market that takes most.
+
+    12 bytes a pair of the items that the market sells, 16 a user who has one (as many as pairs, at most), and an item's
+    neighbours four times over, once they are made a matrix.
+    """
+    sold = np.bincount(arrays.slot_items, arrays.slot_counts, arrays.n_items)[arrays.slot_items]
+    pairs = np.array([sold[arrays.market_slots(market)].sum() for market in range(arrays.n_markets)])
+    users = np.minimum(pairs, arrays.n_rows)
+    items = np.diff(arrays.slot_offsets)
+    return int((12 * pairs + 16 * users + (40 + 72 * np.minimum(neighbours, items)) * items).max(initial=0))
 
 
 def write_two_steps(
@@ -54,17 +68,13 @@ def two_steps(arrays: MarketArrays, market: int, neighbours: int, beta: float) -
     items = arrays.slot_items[arrays.market_slots(market)]
     place = np.full(arrays.n_items, -1, np.int32)
     place[items] = np.arange(len(items), dtype=np.int32)
-    local = place[arrays.items]
-    ends = np.concatenate([[0], np.cumsum(local >= 0)])[arrays.indptr]  # of the users' items that the market sells
-    by_user = sparse.csr_matrix((np.ones(ends[-1], np.int8), local[local >= 0], ends), (arrays.n_rows, len(items)))
-    by_item = by_user.tocsc()
+    starts, bought, chance = _sold(np.asarray(arrays.indptr), np.asarray(arrays.slots), place[arrays.slot_items])
+    by_item = transpose(starts, bought, len(items))
     users = np.diff(by_item.indptr).astype(np.float64)
-    chance = 1.0 / np.maximum(np.diff(arrays.indptr), 1)
     leave = 1.0 / np.maximum(users, 1)
     chosen, weights = _columns(
-        by_user.indptr, by_user.indices, by_item.indptr, by_item.indices, chance, leave,
-        min(neighbours, max(len(items) - 1, 0)),
-    )  # fmt: skip
+        starts, bought, by_item.indptr, by_item.users, chance, leave, min(neighbours, max(len(items) - 1, 0))
+    )
     reach = (np.maximum(users, 1) / max(users.mean(), 1.0)) ** -beta if len(items) else np.ones(0)
     column, nth = np.nonzero(chosen >= 0)
     values = (weights * reach[:, None])[column, nth].astype(np.float32)
@@ -72,10 +82,35 @@ def two_steps(arrays: MarketArrays, market: int, neighbours: int, beta: float) -
 
 
 @compiled
+def _sold(
+    indptr: NDArray[np.int64], slots: NDArray[np.int32], place: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]:
+    """Of the users who have an item with a place: where their histories of such items start, these, and 1 / h_u."""
+    users, pairs = 0, 0
+    for user in range(len(indptr) - 1):
+        before = pairs
+        for k in range(indptr[user], indptr[user + 1]):
+            pairs += place[slots[k]] >= 0
+        users += pairs > before
+    starts, items, chance = np.zeros(users + 1, np.int64), np.empty(pairs, np.int32), np.empty(users, np.float64)
+    users, pairs = 0, 0
+    for user in range(len(indptr) - 1):
+        for k in range(indptr[user], indptr[user + 1]):
+            if place[slots[k]] >= 0:
+                items[pairs] = place[slots[k]]
+                pairs += 1
+        if pairs > starts[users]:
+            chance[users] = 1.0 / (indptr[user + 1] - indptr[user])
+            users += 1
+            starts[users] = pairs
+    return starts, items, chance
+
+
+@compiled
 def _columns(
-    starts: NDArray[np.int32],
+    starts: NDArray[np.int64],
     items: NDArray[np.int32],
-    item_starts: NDArray[np.int32],
+    item_starts: NDArray[np.int64],
     users: NDArray[np.int32],
     chance: NDArray[np.float64],
     leave: NDArray[np.float64],

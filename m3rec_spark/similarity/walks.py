@@ -182,6 +182,15 @@ def write_parquet(walks: pa.RecordBatch, path: Path) -> None:
 
 
 def walk_matrix(table: pa.Table) -> NDArray[np.int32]:
-    """WALKS, which are of one length, as (W, length) items in the order of their ids."""
-    flat: NDArray[np.int32] = table["items"].combine_chunks().flatten().to_numpy()
-    return flat.reshape(len(table), -1)[np.argsort(table["walk"].to_numpy())]
+    """WALKS, which are of one length, as (W, length) items in the order of their ids.
+
+    A part of the table at a time: the offsets of one list of all walks might not fit in Arrow's 32 bits.
+    """
+    length = len(table["items"][0]) if len(table) else 0
+    matrix, place = np.empty((len(table), length), np.int32), np.empty(len(table), np.int64)
+    place[np.argsort(table["walk"].to_numpy())] = np.arange(len(table))
+    first = 0
+    for part in table["items"].chunks:
+        matrix[place[first : first + len(part)]] = part.flatten().to_numpy().reshape(len(part), length)
+        first += len(part)
+    return matrix

@@ -21,11 +21,11 @@ from m3rec_spark.data.arrays import MarketArrays, open_arrays, save_arrays
 from m3rec_spark.errors import DataError
 from m3rec_spark.evaluation.validation import validation_sample
 from m3rec_spark.paths import write_atomically
-from m3rec_spark.similarity import entries, gram, market_linear, skipgram, walks
+from m3rec_spark.similarity import entries, gram, skipgram, walks
+from m3rec_spark.similarity.capacity import require
 from m3rec_spark.similarity.probe import Probe, held_out_pairs
 from m3rec_spark.similarity.solvers import Machine
-from m3rec_spark.similarity.two_steps import write_two_steps
-from m3rec_spark.stages import solve, walk
+from m3rec_spark.stages import linear, solve, walk
 from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.machine import describe_machine
 from m3rec_spark.stages.train import choose_device
@@ -57,7 +57,7 @@ def run(context: Context) -> None:
     with _timed("ease", report):  # its memory is given back when the step ends
         similarity = _similarity(context, arrays, machine, chosen, report)
     with _timed("linear", report):
-        _publish_linear(context, report)
+        linear.publish_linear(context, arrays, machine, report)
     with _timed("walks", report):
         degrees = walk.publish_walks(context, arrays, machine, report)
     with _timed("skipgram", report):
@@ -76,8 +76,11 @@ def plan(context: Context) -> str:
     arrays = _arrays(context)
     report: Report = {}
     _plan(context, arrays, _machine(context), report)
-    others = ", ".join(f"{step} {size / 1e9:.2f} GB" for step, size in report["bytes"].items())
-    return f"{report['plan']}\nmemory on the driver, one after another: {others}"
+    driver, task = (
+        ", ".join(f"{step} {size / 1e9:.2f} GB" for step, size in report[name].items())
+        for name in ("bytes", "task_bytes")
+    )
+    return f"{report['plan']}\nmemory on the driver, one after another: {driver}; in a task at most: {task}"
 
 
 def _machine(context: Context) -> Machine:
@@ -94,17 +97,34 @@ def _arrays(context: Context) -> MarketArrays:
 def _plan(context: Context, arrays: MarketArrays, machine: Machine, report: Report) -> Report:
     """The choice of `solve.plan`. Refuses what cannot be done, or does not fit, before the first step starts."""
     solve.market_weights(context)
-    n, settings, steps = arrays.n_items, context.config.skipgram, context.config.walks
+    n = arrays.n_items
     chosen = solve.plan(context, arrays, machine)
     report["plan"] = chosen["plan"]
     report["bytes"] = {
+        "gram": _gram_bytes(context, arrays),
         "ease": chosen["ease_bytes"],
         "walks": walk.plan(context, arrays, machine)[1],
-        "skipgram": skipgram.plan(
-            n, n * steps.per_item, steps.length, settings.dimension, settings.shared, settings.batch_walks
-        ),
+        "skipgram": _skipgram_bytes(context, n, 0),
     }
+    report["task_bytes"] = {"linear": linear.plan(context, arrays, machine)}
     return chosen
+
+
+def _gram_bytes(context: Context, arrays: MarketArrays) -> int:
+    """Of the histories' transpose. Raises: CapacityError, if there is no room for it."""
+    pairs = len(arrays.slots)
+    needed = entries.bytes_needed(pairs, len(arrays.slot_items))
+    if not context.is_fresh("gram"):
+        require(needed, f"the Gram's transpose of {pairs:,} pairs", "run the driver on a larger machine")
+    return needed
+
+
+def _skipgram_bytes(context: Context, n_items: int, similarity_entries: int) -> int:
+    settings, steps = context.config.skipgram, context.config.walks
+    return skipgram.plan(
+        n_items, n_items * steps.per_item, steps.length, settings.dimension, settings.shared, settings.batch_walks,
+        similarity_entries,
+    )  # fmt: skip
 
 
 def _publish_gram(context: Context, arrays: MarketArrays, report: Report) -> None:
@@ -155,42 +175,12 @@ def _similarity(
     return solve.read_similarity(context, arrays.n_items, report)
 
 
-def _publish_linear(context: Context, report: Report) -> None:
-    """The markets' own linear models, and their walks of two steps."""
-    settings, workspace = context.config.linear, context.workspace
-    if context.is_fresh("linear"):
-        log.info("linear: kept from the run before")
-    else:
-        facts: Report = {"others": list(settings.others), "walks": settings.walk_neighbours > 0, "walk_entries": 0}
-        with workspace.publishing("linear", context.key, extra=facts) as folder:
-            facts["linear_entries"], facts["linear_restless"] = market_linear.write_market_models(
-                context.spark(), workspace.folder("gram"), workspace.folder("arrays"), folder,
-                weights=solve.market_weights(context), others=settings.others, l1=settings.l1, l2=settings.l2,
-            )  # fmt: skip
-            if settings.walk_neighbours:
-                walks_folder = market_linear.walk_folder(folder)
-                walks_folder.mkdir()
-                facts["walk_entries"] = write_two_steps(
-                    context.spark(), workspace.folder("arrays"), walks_folder,
-                    settings.walk_neighbours, settings.walk_beta,
-                )  # fmt: skip
-            (folder / "linear.json").write_text(json.dumps(settings.model_dump()), encoding="utf-8")
-    facts = workspace.facts("linear")
-    report |= {name: facts[name] for name in ("linear_entries", "linear_restless", "walk_entries")}
-    if facts["linear_restless"]:
-        log.warning("linear: %d columns stopped before they came to rest", facts["linear_restless"])
-    log.info(
-        "linear: %d entries in models of the markets' own, the others weighing %s; %d in the walks of two steps",
-        facts["linear_entries"], ", ".join(f"{weight:g}" for weight in facts["others"]) or "nothing: none is made",
-        facts["walk_entries"],
-    )  # fmt: skip
-
-
 def _publish_item_vectors(
     context: Context, arrays: MarketArrays, similarity: sparse.csr_matrix, degrees: NDArray[np.int64], report: Report
 ) -> None:
     """V-Glob of the items that have a neighbour: the others were in no walk."""
     settings, workspace = context.config.skipgram, context.workspace
+    _skipgram_bytes(context, arrays.n_items, similarity.nnz if settings.smooth else 0)  # by now the entries are known
     losses: list[float] = []
     aucs: list[float] = []
 

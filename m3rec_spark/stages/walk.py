@@ -48,7 +48,9 @@ def plan(context: Context, arrays: MarketArrays, machine: Machine) -> tuple[str,
 def publish_walks(context: Context, arrays: MarketArrays, machine: Machine, report: Report) -> NDArray[np.int64]:
     """The table walks; gives the items' degrees."""
     settings = context.config.walks
-    degrees = walk_graph.item_weights(arrays.indptr, arrays.items, arrays.n_items, settings.self_loops)
+    by_slot = walk_graph.item_weights(arrays.indptr, arrays.slots, len(arrays.slot_items), settings.self_loops)
+    degrees = np.zeros(arrays.n_items, np.int64)
+    np.add.at(degrees, arrays.slot_items, by_slot)
     report["items_without_neighbour"] = isolated = int((degrees == 0).sum())
     workspace, facts = context.workspace, Report()
     if context.is_fresh("walks"):

@@ -71,6 +71,16 @@ def test_nan_is_no_optimum() -> None:
         certificate(lambda: cells(two_markets(5)), B, np.arange(5), 1.0, W)
 
 
+@pytest.mark.parametrize("column", [0, 17, 39])
+def test_nan_in_any_part_is_no_optimum(column: int) -> None:
+    """The columns are looked at 16 at a time."""
+    grams = two_markets(40)
+    B = solved(grams, 3.0)
+    B[np.arange(40) != column, column] = np.nan
+    with pytest.raises(DataError, match="off the diagonal is nan"):
+        certificate(lambda: cells(grams), B, np.arange(40), 3.0, W)
+
+
 @pytest.mark.parametrize("wrong", ["ridge", "identity", "one entry"])
 def test_what_satisfies_the_equation_but_not_the_constraint_is_refused(wrong: str) -> None:
     """(A + lambda I)^-1 A and I leave no residual at all; EASE's diagonal is 0."""

@@ -8,6 +8,7 @@ from small_workspace import publish_shop
 
 from m3rec_spark.data.arrays import open_arrays
 from m3rec_spark.errors import CapacityError, UsageError
+from m3rec_spark.similarity import ease
 from m3rec_spark.similarity.solvers import Catalogue, Machine, catalogue, choose, estimate_all, table
 
 PAPER = Catalogue(12_015, 3_269, (528, 205, 134, 794, 7_085), (1_670, 1_152, 1_111, 2_123, 2_677), (7_109,) * 5)
@@ -48,7 +49,9 @@ def test_the_fastest_exact_one_is_chosen() -> None:
 def test_a_gpu_is_taken_where_there_is_one() -> None:
     with_gpu = dataclasses.replace(LAPTOP, cuda_bytes=80 * 10**9)
     assert chosen(PAPER, with_gpu) == "cuda"
-    assert chosen(PAPER, dataclasses.replace(LAPTOP, cuda_bytes=10**9)) == "driver"
+    needed = ease.bytes_needed(PAPER.n_items)  # one array in place, as on the driver
+    assert chosen(PAPER, dataclasses.replace(LAPTOP, cuda_bytes=needed)) == "cuda"
+    assert chosen(PAPER, dataclasses.replace(LAPTOP, cuda_bytes=needed - 1)) == "driver"
 
 
 def test_what_does_not_fit_is_not_chosen() -> None:

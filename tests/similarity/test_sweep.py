@@ -19,6 +19,7 @@ from pyspark.sql import SparkSession
 
 from m3rec_spark.errors import CapacityError, DataError, UsageError
 from m3rec_spark.similarity import sweep as module
+from m3rec_spark.similarity import sweep_tiles
 from m3rec_spark.similarity.certificate import certificate
 from m3rec_spark.similarity.sweep import SweptWeights, sweep
 from m3rec_spark.similarity.sweep_tiles import Run, Tiles, load_column, runs_of_step, save_ahead, sweep_run
@@ -89,12 +90,13 @@ def swept(folder: str, A: np.ndarray, side: int) -> np.ndarray:
     return minus_C
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=40)
-def test_tiles_become_the_inverse(n: int, side: int, seed: int) -> None:
+def test_tiles_become_the_inverse(n: int, side: int, band: int, seed: int) -> None:
     X = np.random.default_rng(seed).integers(-3, 4, (n, n))
     A = X.T @ X
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_tiles, "BAND", band)
         minus_C = swept(folder, A, side)
     np.testing.assert_allclose((A + LAMBDA * np.eye(n)) @ -minus_C, np.eye(n), atol=1e-12)
     np.testing.assert_array_equal(minus_C, minus_C.T)
@@ -130,6 +132,12 @@ def test_a_generation_by_hand(tmp_path: Path) -> None:
     for run in runs_of_step(3, 0, cores=1):
         sweep_run(tiles, 0, run)
     assert read(1, names) == [-0.25, 0.25, 0, 2, 1, 5, 2]
+
+
+def test_a_band_may_have_more_than_two_to_the_31_numbers() -> None:
+    rows, items = slice(8, 100_008), slice(8, 100_008)
+    places = sweep_tiles.places(np.array([8, 100_007], np.int32), np.array([9, 100_007], np.int32), rows, items)
+    assert places.tolist() == [1, 99_999 * 100_000 + 99_999]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 12])

@@ -16,13 +16,14 @@ from m3rec_spark.config import load
 from m3rec_spark.data.arrays import open_arrays
 from m3rec_spark.errors import CapacityError, DataError, UsageError
 from m3rec_spark.schema import TABLES
+from m3rec_spark.similarity.gram import cells_by_market
 from m3rec_spark.similarity.market_rows import market_rows
 from m3rec_spark.similarity.similarity_table import similarity_matrix
 from m3rec_spark.similarity.solvers import Machine
-from m3rec_spark.similarity.two_steps import two_steps
+from m3rec_spark.similarity.two_steps import task_bytes, two_steps
 from m3rec_spark.similarity.walk_graph import graph_bytes
 from m3rec_spark.similarity.walks import walk_matrix
-from m3rec_spark.stages import pretrain, solve, walk
+from m3rec_spark.stages import linear, pretrain, solve, walk
 from m3rec_spark.stages.context import Context
 from m3rec_spark.tables import Workspace
 from m3rec_spark.tracking.runs import Tracker
@@ -251,9 +252,8 @@ def test_a_resumed_run_needs_no_more_than_what_is_left(
         file.unlink()
     run(workspace, "ease.memory_gb=0.000001")
     again = json.loads((workspace.root / pretrain.REPORT).read_text())
-    assert [again[name] for name in ("plan", "bytes", "solver")] == [
-        report[name] for name in ("plan", "bytes", "solver")
-    ]
+    same = ("plan", "bytes", "task_bytes", "solver")
+    assert [again[name] for name in same] == [report[name] for name in same]
 
 
 def test_tiles_of_this_run_are_not_counted_twice(tmp_path: Path) -> None:
@@ -422,8 +422,9 @@ def test_report_and_metrics(done: tuple[Workspace, Recorder]) -> None:
     assert len(report["skipgram_losses"]) == 2
     assert report["skipgram_auc"] == tracker.logged["skipgram/auc"]
     assert all(0 < auc < 1 for auc in report["skipgram_auc"])
-    assert set(report["seconds"]) == set(report["bytes"]) | {"gram", "linear"}
-    assert set(report["bytes"]) == {"ease", "walks", "skipgram"}
+    assert set(report["seconds"]) == {*report["bytes"], *report["task_bytes"]}
+    assert set(report["bytes"]) == {"gram", "ease", "walks", "skipgram"}
+    assert set(report["task_bytes"]) == {"linear"}
     assert tracker.logged["pretrain/ease_seconds"] == [report["seconds"]["ease"]]
     assert not list((workspace.root / "_scratch").iterdir())
 
@@ -442,6 +443,29 @@ def test_too_large_a_catalogue_is_refused_before_anything_runs(spark: SparkSessi
     with pytest.raises(CapacityError, match=r"no exact solver.*driver: needs [\d,]+ bytes.*take 1,000.*min_item_users"):
         run(workspace, "ease.memory_gb=0.000001")
     assert workspace.manifest("gram") is None
+
+
+def test_linear_models_that_do_not_fit_are_refused(spark: SparkSession, tmp_path: Path) -> None:
+    """The walks before the first step; the models once the Gram is counted, and how to make them smaller is told."""
+    workspace = publish_random_shop(tmp_path)
+    arrays = open_arrays(workspace.folder("arrays"))
+    context = Context(load(overrides=SETTINGS), workspace, Tracker(), KEY)
+    walks = task_bytes(arrays, 50)
+    with pytest.raises(CapacityError, match=rf"two steps need {walks:,} bytes.*take {walks - 1:,}.*walk_neighbours=0"):
+        linear.plan(context, arrays, Machine(2, 2, 10**9, walks - 1))
+    assert linear.plan(context, arrays, Machine(2, 2, 10**9, walks)) >= walks  # not counted yet: nothing refused
+    run(workspace)
+    (workspace.root / "linear" / "manifest.json").unlink()
+    cells = cells_by_market(workspace.folder("gram"), arrays.n_markets)
+    assert cells.tolist() == np.bincount(workspace.read_arrow("gram")["market"].to_numpy()).tolist()
+    alone = 96 * cells.max()
+    context = Context(load(overrides=[*SETTINGS, "linear.walk_neighbours=0"]), workspace, Tracker(), KEY)
+    with pytest.raises(CapacityError, match=rf"linear models need up to [\d,]+ bytes.*others=\[0.0\].*\({alone:,} by"):
+        linear.plan(context, arrays, Machine(2, 2, 10**9, int(alone)))
+    context = Context(
+        load(overrides=[*SETTINGS, "linear.walk_neighbours=0", "linear.others=[0.0]"]), workspace, Tracker(), KEY
+    )
+    assert linear.plan(context, arrays, Machine(2, 2, 10**9, int(alone))) == alone
 
 
 def test_no_two_items_of_a_user(tmp_path: Path) -> None:
