@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.errors import CapacityError
@@ -26,16 +27,13 @@ _MORE_MEMORY = "give tasks more memory (spark.executor.pyspark.memory, or fewer 
 def plan(context: Context, arrays: MarketArrays, machine: Machine) -> int:
     """Bytes that a task takes at most, by the counted Gram where there is one, else by the most cells it can have.
 
-    Where the table is fresh, what was said when it was made.
-
     Raises:
-        CapacityError: the walks of two steps do not fit in a task, or, once the Gram is counted, the models.
+        CapacityError: the walks of two steps do not fit in a task, or, once the Gram is counted, the models; not where
+            the table is there.
     """
-    if context.is_fresh("linear"):
-        return int(context.workspace.facts("linear")["task_bytes"])
-    settings = context.config.linear
+    settings, done = context.config.linear, context.is_fresh("linear")
     walks = two_steps.task_bytes(arrays, settings.walk_neighbours) if settings.walk_neighbours else 0
-    if walks > machine.task_bytes:
+    if not done and walks > machine.task_bytes:
         raise CapacityError(
             f"the walks of two steps need {walks:,} bytes in a task, which may take {machine.task_bytes:,}: "
             f"{_MORE_MEMORY}, or set linear.walk_neighbours=0 to go without them"
@@ -43,7 +41,7 @@ def plan(context: Context, arrays: MarketArrays, machine: Machine) -> int:
     counted = context.is_fresh("gram")
     cells = cells_by_market(context.workspace.folder("gram"), arrays.n_markets) if counted else _most_cells(arrays)
     models = market_linear.task_bytes(arrays, cells, settings.others)
-    if counted and models > machine.task_bytes:
+    if not done and counted and models > machine.task_bytes:
         alone = market_linear.task_bytes(arrays, cells, [0.0])
         raise CapacityError(
             f"the markets' own linear models need up to {models:,} bytes in a task, which may take "
@@ -53,11 +51,12 @@ def plan(context: Context, arrays: MarketArrays, machine: Machine) -> int:
     return max(walks, models)
 
 
-def _most_cells(arrays: MarketArrays) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _most_cells(arrays: MarketArrays) -> NDArray[np.int64]:
     """(M,) cells of each market's Gram: the pairs of its users' histories, or all pairs of its items where less."""
     lengths, items = np.diff(arrays.indptr), np.diff(arrays.slot_offsets)
     ends = np.concatenate([[0], np.cumsum(lengths * (lengths + 1) // 2)])[arrays.user_offsets]
-    return np.minimum(np.diff(ends), items * (items + 1) // 2)
+    most: NDArray[np.int64] = np.minimum(np.diff(ends), items * (items + 1) // 2)
+    return most
 
 
 def publish_linear(context: Context, arrays: MarketArrays, machine: Machine, report: Report) -> None:
@@ -67,16 +66,15 @@ def publish_linear(context: Context, arrays: MarketArrays, machine: Machine, rep
         CapacityError: see `plan`.
     """
     workspace = context.workspace
+    report["task_bytes"] = {"linear": plan(context, arrays, machine)}  # by now the cells are counted
     if context.is_fresh("linear"):
         log.info("linear: kept from the run before")
     else:
         settings = context.config.linear
         facts: Report = {"others": list(settings.others), "walks": settings.walk_neighbours > 0, "walk_entries": 0}
-        facts["task_bytes"] = plan(context, arrays, machine)
         with workspace.publishing("linear", context.key, extra=facts) as folder:
             _fill(context, folder, facts)
     facts = workspace.facts("linear")
-    report["task_bytes"] = {"linear": facts["task_bytes"]}
     report |= {name: facts[name] for name in ("linear_entries", "linear_restless", "walk_entries")}
     if facts["linear_restless"]:
         log.warning("linear: %d columns stopped before they came to rest", facts["linear_restless"])

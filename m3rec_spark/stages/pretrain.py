@@ -97,14 +97,13 @@ def _arrays(context: Context) -> MarketArrays:
 def _plan(context: Context, arrays: MarketArrays, machine: Machine, report: Report) -> Report:
     """The choice of `solve.plan`. Refuses what cannot be done, or does not fit, before the first step starts."""
     solve.market_weights(context)
-    n = arrays.n_items
     chosen = solve.plan(context, arrays, machine)
     report["plan"] = chosen["plan"]
     report["bytes"] = {
         "gram": _gram_bytes(context, arrays),
         "ease": chosen["ease_bytes"],
         "walks": walk.plan(context, arrays, machine)[1],
-        "skipgram": _skipgram_bytes(context, n, 0),
+        "skipgram": _skipgram_bytes(context, arrays.n_items, 0),
     }
     report["task_bytes"] = {"linear": linear.plan(context, arrays, machine)}
     return chosen

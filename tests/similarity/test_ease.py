@@ -100,9 +100,10 @@ from m3rec_spark.similarity import ease
 
 ease.LAPACK_ITEMS, n = int(sys.argv[1]), 3000
 
-def gram(n):
-    X = np.random.default_rng(0).random((20, n))
-    return np.asfortranarray(X.T @ X)
+def gram(n):  # without a second array, in whose memory a copy would go unseen
+    X, A = np.random.default_rng(0).random((20, n)), np.empty((n, n), order="F")
+    np.matmul(X.T, X, out=A.T)
+    return A
 
 ease.solve(gram(1000), 5.0)  # libraries and the threads' buffers
 A = gram(n)
@@ -111,14 +112,15 @@ B = ease.solve(A, 5.0)
 assert np.shares_memory(A, B) and B.flags.c_contiguous
 taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 room = ease.bytes_needed(n) - A.nbytes
-assert taken < min(room, 0.7 * A.nbytes), f"{taken:,} bytes, {room:,} planned, {A.nbytes:,} for A"
+assert taken < room < 0.7 * A.nbytes, f"{taken:,} bytes, {room:,} planned, {A.nbytes:,} for A"
 """
 
 
 @pytest.mark.parametrize("lapack_items", [4096, 100])
 def test_in_place(lapack_items: int) -> None:
     """What the process takes, torch's memory included, is less than a second n x n array."""
-    subprocess.run([sys.executable, "-c", IN_PLACE, str(lapack_items)], check=True)
+    run = subprocess.run([sys.executable, "-c", IN_PLACE, str(lapack_items)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])

@@ -54,6 +54,12 @@ def test_a_gpu_is_taken_where_there_is_one() -> None:
     assert chosen(PAPER, dataclasses.replace(LAPTOP, cuda_bytes=needed - 1)) == "driver"
 
 
+def test_a_task_of_the_sweep_holds_eleven_tiles() -> None:
+    """40,000 items in 10 tiles of 4,000: 8 are loaded at once, and three more are worked on."""
+    found = {e.solver: e for e in estimate_all(Catalogue(40_000, 0, (40_000,), (0,), (0,)), LAPTOP, 4096, 200, 10**6)}
+    assert found["sweep"].task_bytes == 11 * 4000**2 * 8
+
+
 def test_what_does_not_fit_is_not_chosen() -> None:
     small = dataclasses.replace(LAPTOP, driver_bytes=10**9)
     assert "driver, which may take 1,000,000,000" in estimates(PAPER, small)["driver"].obstacle

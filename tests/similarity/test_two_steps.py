@@ -15,7 +15,7 @@ from shops import SMALL
 from m3rec_spark.data.arrays import MarketArrays, save_arrays
 from m3rec_spark.data.synthetic import generate_arrays
 from m3rec_spark.similarity.market_rows import market_rows
-from m3rec_spark.similarity.two_steps import two_steps, write_two_steps
+from m3rec_spark.similarity.two_steps import task_bytes, two_steps, write_two_steps
 
 
 def test_by_hand() -> None:
@@ -81,6 +81,11 @@ def test_a_market_with_one_item_or_no_buyer() -> None:
     assert two_steps(one, 1, 5, 0.7).nnz == 0
     nobody = replace(SMALL, indptr=np.zeros(6, np.int64), slots=np.empty(0, np.int32))
     assert two_steps(nobody, 0, 5, 0.7).nnz == 0
+
+
+def test_memory_by_hand() -> None:
+    """Market 0 sells items with 1, 3 and 2 pairs in all, market 1 those with 3, 2 and 0; five users, two neighbours."""
+    assert task_bytes(SMALL, 2) == 12 * 6 + 16 * 5 + 3 * (40 + 72 * 2)
 
 
 def test_spark_writes_every_market(spark: SparkSession, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from m3rec_spark.config import load
 from m3rec_spark.data.arrays import open_arrays
 from m3rec_spark.errors import CapacityError, DataError, UsageError
 from m3rec_spark.schema import TABLES
+from m3rec_spark.similarity import capacity
 from m3rec_spark.similarity.gram import cells_by_market
 from m3rec_spark.similarity.market_rows import market_rows
 from m3rec_spark.similarity.similarity_table import similarity_matrix
@@ -445,6 +446,28 @@ def test_too_large_a_catalogue_is_refused_before_anything_runs(spark: SparkSessi
     assert workspace.manifest("gram") is None
 
 
+def test_a_transpose_that_does_not_fit_is_refused(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = publish_random_shop(tmp_path)
+    pairs = len(open_arrays(workspace.folder("arrays")).slots)
+    monkeypatch.setattr(capacity, "free_bytes", lambda *_: 8 * pairs)
+    with pytest.raises(CapacityError, match=rf"the Gram's transpose of {pairs} pairs needs"):
+        run(workspace, "ease.memory_gb=2")
+    assert workspace.manifest("gram") is None
+
+
+def test_skip_gram_is_planned_anew_with_the_entries_of_b_glob(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: list[int] = []
+    monkeypatch.setattr(pretrain.skipgram, "plan", lambda *given: entries.append(given[-1]) or 0)
+    for smooth in ("true", "false"):
+        workspace = publish_random_shop(tmp_path / smooth)
+        run(workspace, f"skipgram.smooth={smooth}")
+    assert entries == [0, len(workspace.read_arrow("similarity")), 0, 0]
+
+
 def test_linear_models_that_do_not_fit_are_refused(spark: SparkSession, tmp_path: Path) -> None:
     """The walks before the first step; the models once the Gram is counted, and how to make them smaller is told."""
     workspace = publish_random_shop(tmp_path)
@@ -455,6 +478,7 @@ def test_linear_models_that_do_not_fit_are_refused(spark: SparkSession, tmp_path
         linear.plan(context, arrays, Machine(2, 2, 10**9, walks - 1))
     assert linear.plan(context, arrays, Machine(2, 2, 10**9, walks)) >= walks  # not counted yet: nothing refused
     run(workspace)
+    assert linear.plan(context, arrays, Machine(2, 2, 10**9, 1)) >= walks  # the table is there: nothing is refused
     (workspace.root / "linear" / "manifest.json").unlink()
     cells = cells_by_market(workspace.folder("gram"), arrays.n_markets)
     assert cells.tolist() == np.bincount(workspace.read_arrow("gram")["market"].to_numpy()).tolist()
