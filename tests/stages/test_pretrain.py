@@ -430,6 +430,29 @@ def test_report_and_metrics(done: tuple[Workspace, Recorder]) -> None:
     assert not list((workspace.root / "_scratch").iterdir())
 
 
+def test_skip_gram_is_given_the_degrees_over_all_markets(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An item's row sum of A off the diagonal; with self-loops, the diagonal too."""
+    seen: list[np.ndarray] = []
+
+    def dies(_: Any, __: Any, degrees: np.ndarray, **___: Any) -> None:
+        seen.append(degrees)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain.skipgram, "fit_item_vectors", dies)
+    for loops in ("false", "true"):
+        workspace = publish_random_shop(tmp_path / loops)
+        with pytest.raises(KeyboardInterrupt):
+            run(workspace, f"walks.self_loops={loops}")
+    arrays = open_arrays(workspace.folder("arrays"))
+    X = np.zeros((arrays.n_rows, arrays.n_items), np.int64)
+    X[np.repeat(np.arange(arrays.n_rows), np.diff(arrays.indptr)), arrays.items] = 1
+    A = X.T @ X
+    assert seen[0].tolist() == (A.sum(axis=1) - A.diagonal()).tolist()
+    assert seen[1].tolist() == A.sum(axis=1).tolist()
+
+
 def test_same_again(spark: SparkSession, done: tuple[Workspace, Recorder], tmp_path: Path) -> None:
     """Another workspace, other tasks: the same content."""
     workspace, other = done[0], publish_random_shop(tmp_path)
