@@ -27,7 +27,7 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from m3rec_spark.errors import CorruptTableError, MissingTableError, UsageError
-from m3rec_spark.paths import local_path, make_folder, write_atomically
+from m3rec_spark.paths import local_path, make_folder, remove_temporaries, write_atomically
 from m3rec_spark.schema import SCHEMA_VERSION, TABLES
 
 MANIFEST = "manifest.json"
@@ -140,6 +140,7 @@ class Workspace:
         make_folder(folder)
         try:
             yield folder
+            remove_temporaries(folder)  # of tasks that were killed
             if TABLES[name].schema is not None:
                 rows = _parquet_rows(folder)
             files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if _is_data(f)}

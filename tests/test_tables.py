@@ -196,6 +196,29 @@ def test_a_killed_writer_leaves_the_old_table_and_its_leftovers_go(workspace: Wo
     assert len(versions(workspace)) == 1
 
 
+def test_what_killed_tasks_left_is_not_published(workspace: Workspace) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from m3rec_spark.paths import replacing\n"
+        "with replacing(Path(sys.argv[1]) / 'market-00000.npz') as temporary:\n"
+        "    temporary.write_bytes(b'half'); print('half', flush=True); time.sleep(60)\n"
+    )
+    with workspace.publishing("linear", "k") as folder:
+        deep = folder / "others-1"
+        deep.mkdir()
+        with subprocess.Popen([sys.executable, "-c", program, str(deep)], stdout=subprocess.PIPE, text=True) as task:
+            assert task.stdout is not None
+            assert task.stdout.readline() == "half\n"
+            task.kill()
+        assert len(list(deep.iterdir())) == 1
+        (deep / "market-00000.npz").write_bytes(b"whole")
+        (folder / ".part-0.parquet.crc").touch()  # Spark checks what it reads with such
+    assert [path.name for path in deep.iterdir()] == ["market-00000.npz"]
+    assert (workspace.folder("linear") / ".part-0.parquet.crc").is_file()
+    manifest = workspace.manifest("linear")
+    assert manifest is not None
+    assert manifest.files == {"others-1/market-00000.npz": 5}
+
+
 def test_scratch_is_removed_whatever_happens(workspace: Workspace) -> None:
     with pytest.raises(FileNotFoundError), workspace.scratch("csr") as folder:
         (folder / "absent").read_bytes()

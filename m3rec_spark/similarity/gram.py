@@ -125,8 +125,6 @@ def _check(done: list[Row], tasks: list[Task], folder: Path) -> None:
                 f"a worker wrote {file}, which is not what the driver finds there: the workspace must lie on storage "
                 "that the driver and all Spark workers share"
             )
-    for left in folder.glob(".part-*"):  # by tasks that were killed
-        left.unlink(missing_ok=True)
 
 
 def _file(folder: Path, number: int) -> Path:
