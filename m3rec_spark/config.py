@@ -255,7 +255,7 @@ class Compare(Section):
     """Runs of a system that depends on one; the mean and the spread are reported."""
     seeds_of: dict[SystemName, PositiveInt] = {}
     """Runs of a system instead of that: fewer where it is slow. Name -> runs."""
-    trials: PositiveInt = 4
+    trials: PositiveInt = 5
     """Settings tried for every system on the validation half, at most; the best one is run with all seeds."""
     trial_seconds: PositiveFloat = 120.0
     """Training time of a trial of a network, the same for all; closed forms and walks end by themselves."""

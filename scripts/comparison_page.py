@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from m3rec_spark.evaluation.report import TITLES
+from m3rec_spark.evaluation.report import COMPARED
 from m3rec_spark.evaluation.tables import (
     VARIANTS,
     Report,
@@ -78,7 +78,7 @@ def page(report: Report, command: str) -> str:
             f"{contract['negatives']} negatives of the market, seen items {contract['seen']}.\n",
             *(
                 section(f"{title} x 100", system_table(report, name, metric, names_of(report, name)))
-                for metric, title in TITLES.items()
+                for metric, title in COMPARED.items()
             ),
             section("M3Rec less the runner-up, NDCG@10", runner_up_table(report, name, "ndcg_10")),
             section("Table 3, NDCG@10 x 100", system_table(report, name, "ndcg_10", variants)),

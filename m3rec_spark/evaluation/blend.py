@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.evaluation.metrics import ndcg
 from m3rec_spark.evaluation.ranks import expected_ranks
-from m3rec_spark.evaluation.validation import refuse_test_users, sample_blocks
+from m3rec_spark.evaluation.validation import judging, refuse_test_users, sample_blocks
 from m3rec_spark.ranking.scorers import Scorer
 
 BLOCK = 256  # users scored at once
@@ -29,13 +29,14 @@ def choose_weights(
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """(M,) which linear model and (M,) w_m: those with the highest validation NDCG@10 in the market.
 
-    On a tie the first model, and of it the first weight.
+    On a tie the first model, and of it the first weight. A market with too few users to judge takes what is best in
+    the mean over those that do (`judging`).
 
     Args:
         cosine: scores of the market model.
         linear: models whose scores may be added.
         arrays: histories and slots.
-        sample: rows of CANDIDATES of the validation half; a market without any gets the first model and 0.
+        sample: rows of CANDIDATES of the validation half.
         tried: weights.
 
     Raises:
@@ -51,8 +52,11 @@ def choose_weights(
             added = scorer.score(arrays, market, users)
             block += [expected_ranks(base + np.float32(weight) * added, local, rivals) for weight in tried]
         ranks.setdefault(market, []).append(np.stack(block))
-    for market, blocks in ranks.items():
-        by_choice = np.concatenate(blocks, axis=1)  # (models x weights, users)
-        best = int(np.argmax([ndcg(row) for row in by_choice]))
+    found = {market: np.concatenate(blocks, axis=1) for market, blocks in ranks.items()}  # (models x weights, users)
+    values = {market: [ndcg(row) for row in by_choice] for market, by_choice in found.items()}
+    judges = judging({market: [by_choice[0]] for market, by_choice in found.items()})
+    common = np.mean([values[market] for market in judges], axis=0)
+    for market in range(arrays.n_markets):
+        best = int(np.argmax(values[market] if market in judges else common))
         chosen[market], weights[market] = best // len(tried), tried[best % len(tried)]
     return chosen, weights

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from m3rec_spark.evaluation.report import TITLES
-from m3rec_spark.evaluation.significance import FEWEST
+from m3rec_spark.evaluation.report import COMPARED
 from m3rec_spark.evaluation.tables import (
+    CUT,
     VARIANTS,
     Report,
     Table,
@@ -16,10 +16,9 @@ from m3rec_spark.evaluation.tables import (
     markets_of,
     means,
     names_of,
+    remarks,
     runner_up_table,
-    still_learning,
     system_table,
-    thin_markets,
     title,
     transfer_table,
     trial_table,
@@ -69,8 +68,8 @@ def compare_page(report: Report) -> str:
     else:
         parts += ["<h2>Who helps whom</h2>", _HELPS, _html(transfer_table(report), report, left=1)]
     parts += ["<h3>Items that two markets share</h3>", _heat(report["shared_items"])]
-    parts += ["<h2>Training</h2><p>Validation NDCG@10 by epoch, first seed of each system. "
-              f"{escape(still_learning(report))}</p>", _curves(report)]  # fmt: skip
+    parts += ["<h2>Training</h2><p>Validation NDCG@10 by epoch, first seed of each system; of M3Rec and its variants "
+              "that of the cosine alone.</p>", _curves(report)]  # fmt: skip
     parts += ["<h3>Settings tried on the validation half</h3>", _html(trial_table(report), report, wrap=True)]
     head = f"<meta charset=utf-8><title>m3rec compare</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
@@ -82,20 +81,19 @@ def _summary(report: Report) -> str:
         f"up to {one['negatives']} negatives, seen items {escape(one['seen'])}</li>"
         for one in report["contracts"]
     )
-    thin = ", ".join(map(escape, thin_markets(report)))
-    untested = f" Fewer than {FEWEST} test users, not tested and not in the mean: {thin}." if thin else ""
+    told = "".join(f"<p class=note>{escape(sentence)}</p>" for sentence in remarks(report))
     return (
         "<h1>Multi-market recommendation: the systems compared</h1>"
         f"<p>Leave-one-out on frozen candidate lists; settings chosen on the validation half.</p><ul>{contracts}</ul>"
         "<p class=note>&plusmn; standard deviation over seeds. * ** ***: M3Rec is better at p &lt; 0.05, 0.01, 0.001 "
-        f"(paired t-test on users' gains, Holm over markets); +: it is worse.{untested}</p>"
+        f"(paired t-test on users' gains, Holm over markets; of the mean a normal test); +: it is worse.</p>{told}"
     )
 
 
 def _contract(report: Report, contract: str) -> list[str]:
     """Tables 2 to 4 and the bars, under one contract."""
     names, parts = names_of(report, contract), [f"<h2>Contract {escape(contract)}: Table 2</h2>"]
-    for metric, head in TITLES.items():
+    for metric, head in COMPARED.items():
         parts.append(f"<h3>{head} x 100, test half</h3>{_html(system_table(report, contract, metric, names), report)}")
     if len(table := runner_up_table(report, contract, "ndcg_10")) > 1:
         parts.append(f"<h3>Against the runner-up, NDCG@10, with 95% intervals</h3>{_html(table, report)}")
@@ -122,7 +120,9 @@ def _html(table: Table, report: Report, left: int = 2, wrap: bool = False) -> st
     """The first `left` columns are texts; the second may be broken into lines if `wrap`."""
     ours = title(report, _OURS)
     rows = [_row("th", table[0], left, "")]
-    rows += [_row("td", row, left, " class=ours" if ours in row[:2] else "") for row in table[1:]]
+    rows += [
+        _row("td", row, left, " class=ours" if ours in (row[0].removesuffix(CUT), row[1]) else "") for row in table[1:]
+    ]
     return f"<div class='scroll{' wrap' if wrap else ''}'><table>{''.join(rows)}</table></div>"
 
 

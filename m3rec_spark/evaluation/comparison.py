@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from pyspark.sql import Column, DataFrame
+from pyspark.sql import Row as SparkRow
 from pyspark.sql import functions as F
 
-from m3rec_spark.evaluation.metrics import ALL, MEAN, Row, means_over_markets, metrics_by_market
+from m3rec_spark.evaluation.metrics import ALL, MEAN, NORMAL_95, Row, means_over_markets, metrics_by_market
 from m3rec_spark.evaluation.metrics import K as CUTOFF
-from m3rec_spark.evaluation.significance import FEWEST, compare, holm
+from m3rec_spark.evaluation.significance import FEWEST, Users, Values, compare, holm, mean_over_markets
 
 _SEED = "#"  # between a model's name and its seed in the column `model` of RANKS
 
@@ -63,22 +64,25 @@ def gain(metric: str, rank: Column) -> Column:
 
 
 def user_gains(ranks: DataFrame, metric: str) -> DataFrame:
-    """RANKS -> (model, market, user, gain): the mean over the model's seeds."""
+    """RANKS -> (model, market, user, gain): the mean over the model's seeds. metric: full_... is by the full rank."""
     model = F.regexp_replace("model", f"{_SEED}[0-9]+$", "").alias("model")
-    return ranks.groupBy(model, "market", "user").agg(F.avg(gain(metric, F.col("rank"))).alias("gain"))
+    gained = gain(metric.removeprefix("full_"), F.col("full_rank" if metric.startswith("full_") else "rank"))
+    return ranks.groupBy(model, "market", "user").agg(F.avg(gained).alias("gain"))
 
 
 def paired_tests(
     ranks: DataFrame, ours: str, others: Sequence[str], market_ids: Mapping[int, str], metric: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Ours against each of the others, by market and over all users; `p_holm` adjusts the t-tests of one other model.
+    """Ours against each of the others: by market, over all users, and in the mean over the markets.
+
+    `p_holm` adjusts the t-tests of one other model over the markets; over all users and in the mean it is one test.
 
     Args:
         ranks: RANKS of one contract and one half, with the models named by `seeded_name`.
         ours: a model.
         others: models.
         market_ids: index -> id.
-        metric: mrr, ndcg_10 or hr_10.
+        metric: mrr, ndcg_10 or hr_10, or one of them among all items of the market, full_...
         seed: of the bootstrap.
     """
     gains = user_gains(ranks, metric)
@@ -86,21 +90,28 @@ def paired_tests(
     theirs = gains.filter(F.col("model").isin(list(others)))
     difference = F.round(F.col("mine") - F.col("gain"), 4).alias("difference")
     counted = theirs.join(mine, on=["market", "user"]).groupBy("model", "market", difference).count().collect()
-    found: dict[str, list[dict[str, Any]]] = {other: [] for other in others}
+    found = []
     for other in others:
-        for market in (*market_ids, None):  # the last: all users
-            cells = [row for row in counted if row["model"] == other and market in (None, row["market"])]
-            values, where = np.unique([row["difference"] for row in cells], return_inverse=True)
-            users = np.bincount(where, [row["count"] for row in cells], minlength=len(values)).astype(np.int64)
-            test = compare(values, users, seed)
-            title = ALL if market is None else market_ids[market]
-            named = {"ours": ours, "other": other, "metric": metric, "market": title}
-            found[other].append({**named, **vars(test)})
-    for tests in found.values():
-        for one, p in zip(tests[:-1], holm([one["p_t"] for one in tests[:-1]]), strict=True):
-            one["p_holm"] = p
-        tests[-1]["p_holm"] = tests[-1]["p_t"]  # over all users: one test
-    return [one for tests in found.values() for one in tests]
+        cells = {title: _differences(counted, other, {market}) for market, title in market_ids.items()}
+        tests = {title: compare(*cell, seed) for title, cell in cells.items()}
+        p_holm = holm([test.p_t for test in tests.values()])
+        tests[ALL] = compare(*_differences(counted, other, set(market_ids)), seed)
+        tests[MEAN] = mean_over_markets([cell for cell in cells.values() if cell[1].sum() >= FEWEST])
+        p_holm += [tests[ALL].p_t, tests[MEAN].p_t]
+        named = {"ours": ours, "other": other, "metric": metric}
+        found += [
+            {**named, "market": title, **vars(test), "p_holm": p}
+            for (title, test), p in zip(tests.items(), p_holm, strict=True)
+        ]
+    return found
+
+
+def _differences(counted: Sequence[SparkRow], other: str, markets: set[int]) -> tuple[Values, Users]:
+    """Distinct differences to a model in some markets, and how many users have each."""
+    cells = [row for row in counted if row["model"] == other and row["market"] in markets]
+    values, where = np.unique([row["difference"] for row in cells], return_inverse=True)
+    users = np.bincount(where, [row["count"] for row in cells], minlength=len(values)).astype(np.int64)
+    return values, users
 
 
 def runner_up(rows: Iterable[Row], ours: Sequence[str], metric: str, split: str) -> str | None:
@@ -114,8 +125,13 @@ def runner_up(rows: Iterable[Row], ours: Sequence[str], metric: str, split: str)
 
 
 def gains_by_group(ranks: DataFrame, groups: DataFrame, market_ids: Mapping[int, str], metric: str) -> list[Row]:
-    """Mean gain by model, market and group of users: (market, user, group) says to which one each belongs."""
+    """Mean gain by model, market and group of users: (market, user, group) says to which one each belongs.
+
+    half_width: of its 95% interval over users (normal); None of one user.
+    """
     joined = user_gains(ranks, metric).join(groups, on=["market", "user"])
-    counted = joined.groupBy("model", "market", "group").agg(F.avg("gain").alias("value"), F.count("*").alias("n"))
+    width = NORMAL_95 * F.stddev_samp("gain") / F.sqrt(F.count("*"))
+    figures = F.avg("gain").alias("value"), F.count("*").alias("n"), width.alias("half_width")
+    counted = joined.groupBy("model", "market", "group").agg(*figures)
     rows = [{**row.asDict(), "market": market_ids[row["market"]], "metric": metric} for row in counted.collect()]
     return sorted(rows, key=lambda row: (row["model"], row["market"], str(row["group"])))

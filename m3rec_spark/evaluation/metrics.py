@@ -19,7 +19,7 @@ from m3rec_spark.errors import DataError
 
 K = 10
 ALL, MEAN = "all", "mean"  # over all users; over the markets' values
-_NORMAL_95 = 1.959963984540054
+NORMAL_95 = 1.959963984540054
 Row = dict[str, Any]  # of METRICS
 Histogram = dict[float, int]  # rank -> users
 
@@ -119,7 +119,7 @@ def half_width(gain: str, ranks: NDArray[np.float64], users: NDArray[np.int64]) 
     """
     gains = gains_of(gain, ranks)
     variance = np.average((gains - np.average(gains, weights=users)) ** 2, weights=users)
-    return float(_NORMAL_95 * np.sqrt(variance / users.sum()))
+    return float(NORMAL_95 * np.sqrt(variance / users.sum()))
 
 
 def _mean(gain: NDArray[np.float64], ranks: NDArray[np.float64], users: NDArray[np.int64] | None, k: int) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from m3rec_spark.evaluation.metrics import ALL, MEAN, Row
 
 TITLES = {"mrr": "MRR@10", "ndcg_10": "NDCG@10", "hr_10": "HR@10"}
+COMPARED = {**TITLES, "full_ndcg_10": "NDCG@10 among all items of the market,"}  # a table of compare each
 
 
 def report_json(contract: Mapping[str, Any], rows: Sequence[Row], cold: Sequence[Row], key: str = "") -> bytes:

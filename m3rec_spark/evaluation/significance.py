@@ -6,6 +6,7 @@ A user's gain (MRR, NDCG, HR of his one held-out item) has few values, so that t
     paired t-test:   t = mean / (s / sqrt(N)), two-sided, N - 1 degrees of freedom
     Wilcoxon:        signed ranks of the differences that are not 0, mid-ranks for ties, normal approximation
     bootstrap:       percentile interval of the mean, users drawn with replacement: a multinomial over the values
+    over markets:    mean of the markets' means, standard error sqrt(sum_m s_m^2 / N_m) / M, normal
     Holm:            p-values of m tests, ordered, times m, m - 1, ..., made monotone (Holm 1979)
 
 Fewer than FEWEST users are not tested: neither the t distribution nor the normal approximation nor a resampling says
@@ -55,6 +56,28 @@ def compare(values: Values, users: Users, seed: int = 0, draws: int = 2000, leve
         return Comparison(n, mean, math.nan, math.nan, math.nan, math.nan)
     low, high = bootstrap_interval(values, users, seed, draws, level)
     return Comparison(n, mean, low, high, paired_t(values, users), wilcoxon(values, users))
+
+
+def mean_over_markets(markets: Sequence[tuple[Values, Users]]) -> Comparison:
+    """Of the mean of the markets' mean differences; users of one market say nothing of another.
+
+    Args:
+        markets: values and users as in `compare`, of every market; FEWEST users or more each. No Wilcoxon test.
+
+    >>> one, two = (np.array([0.0, 0.2]), np.array([50, 50])), (np.array([0.1]), np.array([100]))
+    >>> found = mean_over_markets([one, two])  # means 0.1 and 0.1; s_1^2 = 0.01 * 100 / 99, s_2 = 0
+    >>> found.users, round(found.difference, 6), round(found.low, 4)  # 0.1 - 1.96 sqrt(0.01 / 99) / 2
+    (200, 0.1, 0.0902)
+    """
+    if not markets:
+        return Comparison(0, *[math.nan] * 5)
+    counts = np.array([users.sum() for _, users in markets])
+    means = np.array([values @ users / n for (values, users), n in zip(markets, counts, strict=True)])
+    squares = [((values - mean) ** 2) @ users for (values, users), mean in zip(markets, means, strict=True)]
+    error = math.sqrt((np.array(squares) / (counts - 1) / counts).sum()) / len(markets)
+    mean, width = float(means.mean()), float(stats.norm.ppf(0.975)) * error
+    p = float(2 * stats.norm.sf(abs(mean) / error)) if error else (1.0 if mean == 0 else math.nan)
+    return Comparison(int(counts.sum()), mean, mean - width, mean + width, p, math.nan)
 
 
 def paired_t(values: Values, users: Users) -> float:

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from m3rec_spark.evaluation.metrics import ALL, MEAN
-from m3rec_spark.evaluation.report import TITLES
+from m3rec_spark.evaluation.report import COMPARED
 from m3rec_spark.evaluation.significance import FEWEST
 
 Report = Mapping[str, Any]
 Table = list[list[str]]
 VARIANTS = ("m3rec", "m3rec_without_intra", "m3rec_without_inter", "m3rec_without_both")
 OTHERS = "others"  # the helper that is all other markets
+CUT = " \N{DAGGER}"  # at the title of a system that the clock ended at its best epoch
 _LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
@@ -56,8 +57,11 @@ def stars(report: Report, contract: str, metric: str, other: str, market: str) -
 
 
 def system_table(report: Report, contract: str, metric: str, names: Sequence[str]) -> Table:
-    """A header, and a row for every system: value x 100 in every market, spread over seeds, significance."""
-    markets, found = markets_of(report), values(report, contract, metric)
+    """A header, and a row for every system: value x 100 in every market, spread over seeds, significance.
+
+    A system that the clock cut is marked.
+    """
+    markets, found, cut = markets_of(report), values(report, contract, metric), _cut(report)
     table = [["system", "data", "seeds", *markets]]
     for name in names:
         cells = [found.get((name, market)) for market in markets]
@@ -66,7 +70,7 @@ def system_table(report: Report, contract: str, metric: str, names: Sequence[str
         texts = [
             _cell(report, contract, metric, name, market, cell) for market, cell in zip(markets, cells, strict=True)
         ]
-        table.append([title(report, name), family, seeds, *texts])
+        table.append([title(report, name) + CUT * (name in cut), family, seeds, *texts])
     return table
 
 
@@ -103,7 +107,7 @@ def thin_markets(report: Report) -> list[str]:
 
 
 def group_table(report: Report, contract: str, kind: str, names: Sequence[str]) -> Table:
-    """Mean MRR x 100 by group of users, of some systems; n users in the first column."""
+    """Mean MRR x 100 by group of users, of some systems, with its 95% interval over users and their number."""
     rows = [row for row in report["groups"] if (row["contract"], row["kind"]) == (contract, kind)]
     markets = sorted({row["market"] for row in rows})
     found = {(row["model"], row["market"], row["group"]): row for row in rows}
@@ -112,7 +116,7 @@ def group_table(report: Report, contract: str, kind: str, names: Sequence[str]) 
         for name in names:
             cells = [found.get((name, market, group)) for market in markets]
             if any(cells):
-                texts = [f"{100 * cell['value']:.1f} ({cell['n']})" if cell else "-" for cell in cells]
+                texts = [_of_group(cell) if cell else "-" for cell in cells]
                 table.append([group, title(report, name), *texts])
     return table
 
@@ -140,9 +144,9 @@ def trial_table(report: Report) -> Table:
     return table
 
 
-def still_learning(report: Report) -> str:
-    """A sentence on the systems whose runs the clock ended at their best epoch; empty if there are none."""
-    cut = Counter(
+def _cut(report: Report) -> Counter[str]:
+    """Systems whose runs the clock ended at their best epoch, and how many runs."""
+    return Counter(
         run["model"]
         for run in report["runs"]
         if any(
@@ -150,17 +154,22 @@ def still_learning(report: Report) -> str:
             for phase in (run, run.get("pretrained", {}))
         )
     )
-    told = ", ".join(f"{title(report, name)} ({runs})" for name, runs in cut.items())
-    return (
-        f"Ended by the clock at their best epoch, so that more seconds might bring more (runs): {told}." if told else ""
-    )
+
+
+def _counted(report: Report, runs: Counter[str]) -> str:
+    return ", ".join(f"{title(report, name)} ({number})" for name, number in runs.items())
 
 
 def remarks(report: Report) -> list[str]:
-    """Sentences on what is not as a reader would take it: untested markets, systems cut short, unknown ids."""
+    """Sentences on what a reader would take for something else: untested markets, systems cut short, unknown ids."""
     thin = ", ".join(thin_markets(report))
     told = [f"Fewer than {FEWEST} test users, not tested and not in the mean: {thin}." if thin else ""]
-    told.append(still_learning(report))
+    cut, failed = _cut(report), Counter(trial["model"] for trial in report["trials"] if "failed" in trial)
+    told.append(
+        f"{CUT.strip()} Ended by the clock at their best epoch, so that more seconds might bring more (runs): "
+        f"{_counted(report, cut)}." if cut else ""
+    )  # fmt: skip
+    told.append(f"Runs whose training diverged, left out: {_counted(report, failed)}." if failed else "")
     told += [
         f"{count:,} scores of '{name}' are of a market, user or item that the workspace has not." if count else ""
         for name, count in report["unknown"].items()
@@ -172,8 +181,8 @@ def table_2(report: Report) -> str:
     """Plain text: Table 2 under every contract, the ablations, and who helps whom."""
     parts = []
     for contract in (one["name"] for one in report["contracts"]):
-        for metric in ("ndcg_10", "mrr", "hr_10"):
-            head = f"{TITLES[metric]} x 100, test half, contract {contract}"
+        for metric in ("ndcg_10", "mrr", "hr_10", "full_ndcg_10"):
+            head = f"{COMPARED[metric]} x 100, test half, contract {contract}"
             names = [*names_of(report, contract), *_ablations(report, contract)]
             parts.append("\n".join([head, *aligned(system_table(report, contract, metric, names))]))
         if len(table := runner_up_table(report, contract, "ndcg_10")) > 1:
@@ -206,6 +215,11 @@ def _cell(report: Report, contract: str, metric: str, name: str, market: str, ro
         return "-"
     spread = f"±{100 * row['spread']:.1f}" if row["seeds"] > 1 else ""
     return f"{100 * row['value']:.1f}{spread}{stars(report, contract, metric, name, market)}"
+
+
+def _of_group(row: Mapping[str, Any]) -> str:
+    width = f" ± {100 * row['half_width']:.1f}" if row["half_width"] is not None else ""
+    return f"{100 * row['value']:.1f}{width} ({row['n']})"
 
 
 def _in_order(group: str) -> tuple[int, str]:

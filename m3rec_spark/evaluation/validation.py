@@ -5,7 +5,7 @@ Cost per epoch: users x (items in the lists of a block of users) x d; memory: th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from m3rec_spark.errors import DataError, DivergedError, UsageError
 from m3rec_spark.evaluation.candidates import local_indices, market_blocks
 from m3rec_spark.evaluation.metrics import ndcg
 from m3rec_spark.evaluation.ranks import expected_ranks
+from m3rec_spark.evaluation.significance import FEWEST
 from m3rec_spark.models.m3rec import M3Rec, unit
 from m3rec_spark.models.pairs import PairScores
 from m3rec_spark.ranking.scorers import Scorer
@@ -27,7 +28,7 @@ from m3rec_spark.training.sampling import gather_histories, starts
 
 BLOCK = 256  # users scored at once
 _LISTS = 8  # or so many, each on a list of his own: what a layer gives for 8 x 1,000 pairs stays in the caches
-MEAN = "valid/ndcg_10"  # over the markets' values: a small market counts as much as a large one
+MEAN = "valid/ndcg_10"  # over the values of the markets that judge: a small one counts as much as a large one
 
 
 def validation_sample(candidates: Path, users: int, seed: int, half: str = "valid") -> pa.Table:
@@ -60,6 +61,16 @@ def refuse_test_users(sample: pa.Table) -> None:
         raise UsageError(
             f"only the validation half chooses, got users of '{', '.join(sorted(halves))}': the test half only judges"
         )
+
+
+def judging(ranks: Mapping[int, Sequence[NDArray[np.float64]]]) -> list[int]:
+    """The markets with FEWEST validation users or more; all where none has so many.
+
+    Args:
+        ranks: market -> ranks of its users, in parts.
+    """
+    users = {market: sum(map(len, parts)) for market, parts in ranks.items()}
+    return [market for market, n in users.items() if n >= FEWEST] or list(users)
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,8 @@ class Validator:
         by_market = {
             f"{self._market_ids[market]}/valid_ndcg_10": ndcg(np.concatenate(parts)) for market, parts in ranks.items()
         }
-        return {MEAN: float(np.mean(list(by_market.values()))), **by_market}
+        judged = [by_market[f"{self._market_ids[market]}/valid_ndcg_10"] for market in judging(ranks)]
+        return {MEAN: float(np.mean(judged)), **by_market}
 
 
 @torch.no_grad()
@@ -161,13 +173,18 @@ def sample_blocks(
         yield market, users[rows], local_indices(arrays, market, positives[rows]), rivals
 
 
-def mean_ndcg(scorer: Scorer, arrays: MarketArrays, sample: pa.Table) -> float:
-    """NDCG@10 of a model on the sample, the mean over the markets. Raises: UsageError, if it holds test users."""
+def market_ndcg(scorer: Scorer, arrays: MarketArrays, sample: pa.Table) -> dict[int, float]:
+    """NDCG@10 of a model on the sample's users of each market that judges. Raises: UsageError, if some are of test."""
     refuse_test_users(sample)
     ranks: dict[int, list[NDArray[np.float64]]] = {}
     for market, users, positives, rivals in sample_blocks(arrays, sample, BLOCK):
         ranks.setdefault(market, []).append(expected_ranks(scorer.score(arrays, market, users), positives, rivals))
-    return float(np.mean([ndcg(np.concatenate(blocks)) for blocks in ranks.values()]))
+    return {market: ndcg(np.concatenate(ranks[market])) for market in judging(ranks)}
+
+
+def mean_ndcg(scorer: Scorer, arrays: MarketArrays, sample: pa.Table) -> float:
+    """The mean over the markets of `market_ndcg`."""
+    return float(np.mean(list(market_ndcg(scorer, arrays, sample).values())))
 
 
 def _block(arrays: MarketArrays, sample: pa.Table, market: int, rows: NDArray[np.intp]) -> _Block:

@@ -206,6 +206,13 @@ def _unit_items_in_single(folder: str, start: int, stop: int, n_slots: int) -> N
     return _unit_items(folder, start, stop, n_slots).astype(np.float32)
 
 
+def _remedy(folder: str) -> str:
+    """A stage makes its table again when it is forced to; of a comparison only the run at hand has to go."""
+    if Path(folder).parent.name == "compare":
+        return "remove that folder and run `m3rec compare` again"
+    return "run the stage that makes it again with --force"
+
+
 @functools.lru_cache(maxsize=16)
 def _market_rows(folder: str, market: int, n_items: int) -> MarketRows:
     """B within a market, opened once per process."""
@@ -215,7 +222,7 @@ def _market_rows(folder: str, market: int, n_items: int) -> MarketRows:
         if found != n_items:
             raise ValueError(f"{found} items in market {market}, this workspace has {n_items}")
     except (OSError, ValueError) as error:
-        raise CorruptTableError(f"table ease in {folder} cannot be read ({error}): run pretrain --force") from None
+        raise CorruptTableError(f"the linear model in {folder} cannot be read ({error}): {_remedy(folder)}") from None
     return rows
 
 
@@ -226,7 +233,7 @@ def mapped(folder: str, name: str, shape: tuple[int | None, ...]) -> NDArray[Any
     try:
         array = np.asarray(np.load(path, mmap_mode="r"))
     except (OSError, ValueError) as error:
-        raise CorruptTableError(f"{path} cannot be read ({error}): run the stage again with --force") from None
+        raise CorruptTableError(f"{path} cannot be read ({error}): {_remedy(folder)}") from None
     if len(array.shape) != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
         raise CorruptTableError(f"{path} has shape {array.shape}, this workspace needs {shape}: run its stage again")
     return array

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -37,9 +38,9 @@ def train_ease_per_market(bench: Bench, settings: Settings, seed: int, folder: P
 
 def ease_alone(bench: Bench, market: int, lambda_f: float) -> NDArray[np.float64]:
     """B of eq. 4 between the items of a market, from its own users only."""
-    X = bench.arrays.history(market).astype(np.float64)
-    ease.plan(X.shape[1], bench.config.ease.memory_gb)
-    return ease.solve((X.T @ X).toarray(order="F"), lambda_f)
+    slots = bench.arrays.market_slots(market)
+    ease.plan(slots.stop - slots.start, bench.config.ease.memory_gb)
+    return ease.solve(_market_gram(bench, market).toarray(order="F"), lambda_f)
 
 
 def train_slim(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
@@ -55,8 +56,7 @@ def train_slim_per_market(bench: Bench, settings: Settings, seed: int, folder: P
     """SLIM on every market alone."""
     facts: Facts = {"entries": 0, "columns_not_at_rest": 0}
     for market in range(bench.arrays.n_markets):
-        X = bench.arrays.history(market).astype(np.float64)
-        weights, restless = fit_slim((X.T @ X).tocsr(), settings["l1"], settings["l2"])
+        weights, restless = fit_slim(_market_gram(bench, market), settings["l1"], settings["l2"])
         sparse.save_npz(folder / f"market-{market:05d}.npz", weights)
         facts["entries"] += int(weights.nnz)
         facts["columns_not_at_rest"] += restless
@@ -66,6 +66,14 @@ def train_slim_per_market(bench: Bench, settings: Settings, seed: int, folder: P
 def market_items(arrays: MarketArrays) -> MarketItems:
     """The items of every market."""
     return MarketItems(arrays.slot_items, arrays.slot_offsets)
+
+
+def _market_gram(bench: Bench, market: int) -> sparse.csr_matrix:
+    """(items of the market, items of the market) A_m, from its cells of the Gram: under gram.max_history as all is."""
+    cells = bench.workspace.read_arrow("gram", filter=ds.field("market") == market)
+    items = bench.arrays.slot_items[bench.arrays.market_slots(market)]
+    a, b = (np.searchsorted(items, cells[name].to_numpy()) for name in ("item_a", "item_b"))
+    return sparse_gram(a, b, cells["count"].to_numpy().astype(np.float64), len(items))
 
 
 def _save_block(folder: Path, market: int, block: NDArray[np.float64]) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from m3rec_spark.errors import CapacityError
+from m3rec_spark.errors import CapacityError, DataError
 from m3rec_spark.evaluation.compare_html import compare_page
 from m3rec_spark.evaluation.comparison import (
     gains_by_group,
@@ -24,13 +25,14 @@ from m3rec_spark.evaluation.comparison import (
     seeded_name,
 )
 from m3rec_spark.evaluation.metrics import METRICS, Row
-from m3rec_spark.evaluation.report import tracked_metrics
+from m3rec_spark.evaluation.report import COMPARED, tracked_metrics
 from m3rec_spark.evaluation.score_table import index_scores, read_scores, refuse_unscored_users, table_ranks
-from m3rec_spark.evaluation.tables import table_2
+from m3rec_spark.evaluation.tables import OTHERS, table_2
 from m3rec_spark.paths import held_alone, write_atomically
 from m3rec_spark.similarity import ease
 from m3rec_spark.stages.bench import Bench
-from m3rec_spark.stages.compare_runs import bench_of, contracts, make_runs, rank_runs
+from m3rec_spark.stages.compare_ranks import contracts, rank_runs
+from m3rec_spark.stages.compare_runs import bench_of, make_runs
 from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.systems import SYSTEMS
 from m3rec_spark.stages.transfer import audit, shared_items
@@ -56,6 +58,10 @@ def run(context: Context) -> None:
 def _compare(context: Context, bench: Bench, folder: Path) -> dict[str, Any]:
     """The report."""
     given = context.config.compare
+    if OTHERS in bench.market_ids.values():
+        raise DataError(f"market id '{OTHERS}' is a word of the report (all other markets): rename it")
+    if context.config.train.threads:
+        torch.set_num_threads(context.config.train.threads)
     grids = all_trials(context.config)
     if "ease" in given.models:
         ease.plan(bench.arrays.n_items, context.config.ease.memory_gb)
@@ -152,7 +158,7 @@ def _tests(
     variants = [name for name in SYSTEMS if name.startswith("m3rec")]
     best = runner_up(means, variants, "ndcg_10", "test")
     seed = context.config.compare.seed
-    tests = [test for metric in METRICS for test in paired_tests(ranks, "m3rec", names, market_ids, metric, seed)]
+    tests = [test for metric in COMPARED for test in paired_tests(ranks, "m3rec", names, market_ids, metric, seed)]
     return [{**test, "runner_up": test["other"] == best} for test in tests]
 
 

@@ -3,13 +3,12 @@
 A run is (system, settings, seed); its folder is named by all that it follows from, and is whole or absent: an
 interrupted comparison goes on with the run that was cut, and one with other settings keeps what they do not touch.
 Trials are runs with the first seed and less time: a chosen one that did not need it is not trained again, and a system
-with one setting needs no trial. Nothing of the test half is read before all settings are chosen.
+with one setting needs no trial. Nothing of the test half is ranked before all settings are chosen.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import shutil
@@ -19,18 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+import numpy as np
 
 from m3rec_spark.config import SystemName, digest, provenance
 from m3rec_spark.data.arrays import open_arrays
 from m3rec_spark.errors import DivergedError, M3RecError
-from m3rec_spark.evaluation.candidates import Seen, freeze_candidates
 from m3rec_spark.evaluation.comparison import seeded_name
-from m3rec_spark.evaluation.contract import make_contract
-from m3rec_spark.evaluation.ranks import LIST_RANKS, rank_lists
-from m3rec_spark.evaluation.validation import mean_ndcg, validation_sample
-from m3rec_spark.schema import CANDIDATES
+from m3rec_spark.evaluation.validation import market_ndcg, validation_sample
 from m3rec_spark.stages.bench import JUDGED, Bench, Settings
 from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.systems import SYSTEMS, System
@@ -38,7 +32,7 @@ from m3rec_spark.stages.train import choose_device
 
 log = logging.getLogger(__name__)
 
-_RESULT, _RANKS = "result.json", "ranks"
+_RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -73,6 +67,8 @@ def make_runs(
     for name, grid in grids.items():
         tried = [train_run(trial if len(grid) > 1 else final, folder, name, given, settings.seed) for given in grid]
         chosen = select(tried)
+        if SYSTEMS[name].by_market and len(grid) > 1:
+            chosen = select_by_market(bench, folder, tried)
         count = settings.seeds_of.get(name, settings.seeds) if SYSTEMS[name].seeded else 1
         seeds = [settings.seed + number for number in range(count)]
         if chosen.result.get("stopped_by") != "seconds":  # it ended by itself: more time gives the same
@@ -100,6 +96,37 @@ def select(runs: Sequence[Run]) -> Run:
     return max(whole, key=lambda run: run.result[JUDGED])
 
 
+def select_by_market(bench: Bench, folder: Path, runs: Sequence[Run]) -> Run:
+    """A run that has for every market the files of the run that is best there on the validation half (`select`).
+
+    A market without validation users takes the run that is best in the mean.
+    """
+    best, by_market = select(runs), {}
+    for market in range(bench.arrays.n_markets):
+        judged = [run for run in runs if str(market) in run.result["by_market"]]
+        by_market[market] = max(judged, key=lambda run: run.result["by_market"][str(market)], default=best)
+    place = folder / f"{best.system}-{digest([run.folder.name for run in by_market.values()])[:12]}"
+    if not _result(place):
+        part = place.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        found: dict[str, float] = {}
+        for market, run in by_market.items():
+            for file in run.folder.glob(f"market-{market:05d}*"):
+                copy = shutil.copytree if file.is_dir() else shutil.copy
+                copy(file, part / file.name)
+            found |= {key: run.result["by_market"][key] for key in {str(market)} & set(run.result["by_market"])}
+        seconds = round(sum(run.result["seconds"] for run in runs), 2)
+        mean = float(np.mean(list(found.values())))
+        (part / _RESULT).write_text(
+            json.dumps({"seed": best.seed, "seconds": seconds, JUDGED: mean, "by_market": found}), encoding="utf-8"
+        )
+        shutil.rmtree(place, ignore_errors=True)
+        part.rename(place)
+    settings = {bench.market_ids[market]: dict(run.settings) for market, run in by_market.items()}
+    return Run(best.system, settings, best.seed, place, _result(place))
+
+
 def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: int) -> Run:
     """A run out of its folder, or trained now for bench.seconds at most."""
     system, given = SYSTEMS[name], bench.config.compare
@@ -112,11 +139,24 @@ def train_run(bench: Bench, folder: Path, name: str, settings: Settings, seed: i
     read = {section: provenance(bench.config, section) for section in system.reads}
     key = digest(bench.data_key, name, system.version, dict(settings), seed, judged, followed, read)
     place = folder / f"{name}-{key[:12]}"
-    if (place / _RESULT).is_file():
+    if result := _result(place):
         log.info("%s %s seed %d: kept from before", name, dict(settings), seed)
     else:
         _train(bench, system, name, settings, seed, place)
-    return Run(name, settings, seed, place, json.loads((place / _RESULT).read_text(encoding="utf-8")))
+        result = _result(place)
+    return Run(name, settings, seed, place, result)
+
+
+def _result(place: Path) -> dict[str, Any]:
+    """Of a finished run; empty where there is none, or none that can be read."""
+    try:
+        result: dict[str, Any] = json.loads((place / _RESULT).read_text(encoding="utf-8"))
+        return result
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        log.warning("%s is damaged (%s): this run is done again", place / _RESULT, error)
+        return {}
 
 
 def _train(bench: Bench, system: System, name: str, settings: Settings, seed: int, place: Path) -> None:
@@ -128,7 +168,8 @@ def _train(bench: Bench, system: System, name: str, settings: Settings, seed: in
         facts = system.train(bench, settings, seed, part)
         seconds = time.perf_counter() - start
         if JUDGED not in facts:
-            facts[JUDGED] = mean_ndcg(system.scorer(bench, part, name), bench.arrays, bench.sample)
+            by_market = market_ndcg(system.scorer(bench, part, name), bench.arrays, bench.sample)
+            facts |= {JUDGED: float(np.mean(list(by_market.values()))), "by_market": by_market}
         result, found = {"seed": seed, "seconds": round(seconds, 2), **facts}, facts[JUDGED]
         log.info("%s %s seed %d: validation NDCG@10 %.4f (%.0f s)", name, dict(settings), seed, found, seconds)
     except DivergedError as error:  # it would diverge again: kept, so that the others go on without it
@@ -138,49 +179,6 @@ def _train(bench: Bench, system: System, name: str, settings: Settings, seed: in
     (part / _RESULT).write_text(json.dumps(result), encoding="utf-8")
     shutil.rmtree(place, ignore_errors=True)
     part.rename(place)
-
-
-def rank_runs(
-    context: Context, bench: Bench, runs: Sequence[Run], listed: Sequence[tuple[DataFrame, Mapping[str, Any]]]
-) -> DataFrame:
-    """RANKS of the test half under every contract (LIST_RANKS), for every run; what is ranked already is kept.
-
-    A user's lists stand side by side, so that a network scores his market once for all contracts. The users are spread
-    over the tasks: one of a large market costs several of a small one.
-    """
-    spark, arrays, frames = context.spark(), context.workspace.folder("arrays"), []
-    of_test = [lists.filter("half = 'test'").withColumn("seen", F.lit(c["seen"])) for lists, c in listed]
-    tasks, key = int(spark.conf.get("spark.sql.shuffle.partitions") or 1), digest([c["sha256"] for _, c in listed])
-    spread = functools.reduce(DataFrame.unionByName, of_test).repartition(tasks, "market", "user")
-    lists = spread.sortWithinPartitions("market", "user").cache()
-    for run in runs:
-        place = run.folder / _RANKS / key[:12]
-        if not (place / "_SUCCESS").is_file():
-            start = time.perf_counter()
-            scorer = SYSTEMS[run.system].scorer(bench, run.folder, run.name)
-            frame = rank_lists(lists, [scorer], arrays, context.config.evaluate.block)
-            frame.write.mode("overwrite").parquet(str(place))
-            log.info("%s: ranked (%.0f s)", run.name, time.perf_counter() - start)
-        frames.append(str(place))
-    lists.unpersist()
-    return spark.read.schema(LIST_RANKS).parquet(*frames)
-
-
-def contracts(context: Context, folder: Path) -> list[tuple[DataFrame, dict[str, Any]]]:
-    """The workspace's frozen candidates, and those of the other contract (seen items in, or out), made once."""
-    spark, workspace = context.spark(), context.workspace
-    own = workspace.facts("candidates")["contract"]
-    seen: Seen = "included" if own["seen"] == "excluded" else "excluded"
-    place, settings = folder / f"candidates-{seen}-{workspace.key('candidates')[:12]}", context.config.candidates
-    if not (place / "_SUCCESS").is_file():
-        arrays = workspace.folder("arrays")
-        frame = freeze_candidates(spark, workspace, arrays, settings.negatives, seen, settings.seed)
-        frame.filter(F.size("negatives") > 0).write.mode("overwrite").parquet(str(place))
-    other = spark.read.schema(CANDIDATES).parquet(str(place))
-    ids = {name: workspace.read(spark, name) for name in ("markets", "users", "items")}
-    contract = make_contract(other, **ids, negatives=settings.negatives, seen=seen, seed=settings.seed)
-    found = [(workspace.read(spark, "candidates"), dict(own)), (other, contract)]
-    return sorted(found, key=lambda pair: str(pair[1]["name"]), reverse=True)  # standard, paper-like
 
 
 def bench_of(context: Context) -> Bench:

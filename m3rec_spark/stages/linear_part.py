@@ -60,12 +60,15 @@ def add_linear(
     facts: dict[str, Any] = workspace.facts("linear") if settings.linear == "own" else {"others": []}
     others: list[float] = facts["others"]
     own = bool(others)  # else B of the table `ease`: where pretrain made no model of the markets' own, too
+    numbers = list(range(len(others)))
     none = np.zeros(arrays.n_markets, np.float32)
     chosen, weights, walked = none.astype(np.intp), none, none
     cosine, linear, walks = CosineScorer(str(folder)), list[EaseScorer](), None
+    if not settings.inter and 0.0 in others:
+        numbers = [others.index(0.0)]  # other markets' shoppers are inter-market similarity, too
     if settings.intra and settings.ease_weights:
         table = workspace.folder("linear" if own else "ease")
-        places = [others_folder(table, number) for number in range(len(others))] if own else [table]
+        places = [others_folder(table, number) for number in numbers] if own else [table]
         linear = [EaseScorer(str(place)) for place in places]
         chosen, weights = choose_weights(cosine, linear, arrays, sample, settings.ease_weights)
     if settings.inter and settings.ease_weights and settings.walk_weights and own and facts["walks"]:
@@ -82,7 +85,7 @@ def add_linear(
     found = {
         "ease_weights": _typed(weights) if linear else [],
         "walk_weights": _typed(walked) if walks else [],
-        "linear_others": [others[number] for number in chosen] if linear and own else [],
+        "linear_others": [others[numbers[place]] for place in chosen] if linear and own else [],
     }
     log.info(
         "share of the linear score by market: %s, of the two-step walks: %s; weight of the other markets in the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,12 @@ def train_module(name: str) -> Callable[[Bench, Settings, int, Path], Facts]:
         changed |= {"loss": "margin", "dropout": 0.0, "exclude_target": False}  # margin: own negatives of each pair
         options = bench.config.train.model_copy(update=changed)
         model = build(name, bench.arrays, given, seed).to(bench.device)
-        if isinstance(model, Forec):  # one budget for both phases; the second has an epoch at least
-            end = time.perf_counter() + bench.seconds
+        if isinstance(model, Forec):  # one budget for both phases
             facts: Facts = {"pretrained": _fit(bench, model, options, True, bench.seconds / 2)}
             model.fork()
-            facts |= _fit(bench, model, options, True, max(end - time.perf_counter(), 1e-9))
+            facts |= _fit(
+                bench, model, options, True, max(bench.seconds - facts["pretrained"]["trained_seconds"], 1e-9)
+            )
             if facts["pretrained"]["stopped_by"] == "seconds":
                 facts["stopped_by"] = "seconds"
         else:
@@ -100,6 +101,11 @@ def train_m3rec(bench: Bench, settings: Settings, seed: int, folder: Path) -> Fa
     return _told(state, options, bench.seconds) | add_linear(options, bench.workspace, folder, arrays, bench.sample)
 
 
+def train_m3rec_to_the_end(bench: Bench, settings: Settings, seed: int, folder: Path) -> Facts:
+    """The same, until its epochs or its patience end."""
+    return train_m3rec(dataclasses.replace(bench, seconds=math.inf), settings, seed, folder)
+
+
 def _fit(bench: Bench, model: Any, options: Train, by_lists: bool, seconds: float) -> Facts:
     """Trains until its epochs, its patience or the seconds are used up."""
     state, validator, feed = TrainState(), bench.validator(), bench.workspace.folder("feed")
@@ -125,7 +131,9 @@ def _silently(state: TrainState) -> None:
 def _told(state: TrainState, options: Train, seconds: float) -> Facts:
     stopped_by = state.stopped_by(options.epochs, options.patience, seconds)
     curve = [row[MEAN] for row in state.history]
-    return {"best_epoch": state.best_epoch, "epochs": state.epoch, "stopped_by": stopped_by, "curve": curve}
+    spent = round(state.seconds, 3)
+    told = {"best_epoch": state.best_epoch, "epochs": state.epoch, "trained_seconds": spent, "curve": curve}
+    return told | {"stopped_by": stopped_by}
 
 
 def _save_vectors(model: Any, folder: Path) -> None:

@@ -128,7 +128,7 @@ def _tell_epoch(context: Context, state: TrainState) -> None:
     log.info(
         "epoch %d: loss %.4f, validation NDCG@10 %.4f%s (%.1f s)",
         state.epoch, figures["train/loss"], figures[MEAN], " *" if state.best_epoch == state.epoch else "",
-        figures["train/seconds"],
+        figures["train/seconds"] + figures["valid/seconds"],
     )  # fmt: skip
 
 

@@ -43,9 +43,11 @@ def audit(context: Context, bench: Bench, folder: Path) -> list[dict[str, Any]]:
     """The rows of `_audit`, kept in a file of the folder: the solves are not done again for the same settings."""
     seed, lambda_f = context.config.compare.seed, context.config.ease.lambda_f
     place = folder / f"transfer-{digest(bench.data_key, provenance(context.config, 'gram'), lambda_f, seed)[:12]}.json"
-    if not place.is_file():
-        write_atomically(place, json.dumps(_audit(context, bench, lambda_f, seed)).encode())
-    rows: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))
+    try:
+        rows: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        rows = _audit(context, bench, lambda_f, seed)
+        write_atomically(place, json.dumps(rows).encode())
     return rows
 
 

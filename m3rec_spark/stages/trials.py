@@ -44,7 +44,7 @@ def _checked(config: Config, name: str, system: System, given: Mapping[str, Any]
             if key not in first:
                 known = did_you_mean(key, first) or f" Known: {', '.join(first) or 'none'}."
                 raise UsageError(f"{where}: {name} has no setting '{key}'.{known}")
-            if rule := _broken_rule(key, value, first[key]):
+            if rule := _broken_rule(key, value, first[key], key in system.above_0):
                 raise UsageError(f"{where}: {key} must be {rule}, got {value!r}")
         return {**first, **given}
     if held := system.held & set(given):
@@ -53,7 +53,7 @@ def _checked(config: Config, name: str, system: System, given: Mapping[str, Any]
     return {**first, **given}
 
 
-def _broken_rule(key: str, value: Any, default: Any) -> str | None:
+def _broken_rule(key: str, value: Any, default: Any, above_0: bool) -> str | None:
     """What a value of the default's kind has to be, if it is not."""
     if isinstance(default, list):
         whole = isinstance(value, list) and value and all(type(one) is int and one >= 1 for one in value)
@@ -63,4 +63,6 @@ def _broken_rule(key: str, value: Any, default: Any) -> str | None:
     number = type(value) in (int, float) and math.isfinite(value) and value >= 0
     if key in _SHARES:
         return None if number and value < 1 else "a number from 0 to below 1"
+    if above_0:
+        return None if number and value > 0 else "a number above 0"
     return None if number else "a number of at least 0"

@@ -37,13 +37,17 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def seconds(self) -> float:
+        """Of training, validation apart."""
+        return sum(row["train/seconds"] for row in self.history)
+
     def stopped_by(self, epochs: int, patience: int, seconds: float = math.inf) -> str | None:
         """The limit that is reached: patience, when none of so many last epochs was better than the best; or none."""
-        spent = sum(row["train/seconds"] for row in self.history)
         reached = {
             "epochs": self.epoch >= epochs,
             "patience": self.epoch - self.best_epoch >= patience,
-            "seconds": spent >= seconds,
+            "seconds": self.seconds >= seconds,
         }
         return next((limit for limit, is_reached in reached.items() if is_reached), None)
 
@@ -88,19 +92,21 @@ def fit(
         epochs: at most.
         patience: epochs without a better score before it stops.
         on_epoch_end: logs and checkpoints; called when the state of the epoch is complete.
-        seconds: no epoch begins after so many, validation included.
+        seconds: of training, validation apart: the epoch that reaches them ends with the batch at hand.
 
     Raises:
         DivergedError: the loss is NaN or infinite; and what `validate` raises.
     """
     while state.stopped_by(epochs, patience, seconds) is None:
         begin = time.perf_counter()
-        figures = {"train/loss": _epoch(model, steppers, batches(state.epoch), loss, state.epoch)}
+        end = begin + seconds - state.seconds
+        figures = {"train/loss": _epoch(model, steppers, batches(state.epoch), loss, state.epoch, end)}
+        figures["train/seconds"] = time.perf_counter() - begin
         model.eval()
         with torch.no_grad():
             figures |= validate()
         state.epoch += 1
-        state.history.append({**figures, "train/seconds": time.perf_counter() - begin})
+        state.history.append({**figures, "valid/seconds": time.perf_counter() - begin - figures["train/seconds"]})
         if figures[score] > state.best_score:
             state.best_epoch, state.best_score = state.epoch, figures[score]
             state.best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
@@ -115,8 +121,9 @@ def _epoch(
     batches: Iterable[Pairs],
     loss: Callable[[Pairs], Tensor],
     epoch: int,
+    end: float,
 ) -> float:
-    """One pass; the mean loss per pair."""
+    """One pass, or as much of it as begins before `end` on the clock; the mean loss per pair."""
     model.train()
     total, pairs = 0.0, 0
     shown = tqdm(batches, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=not sys.stderr.isatty())
@@ -134,4 +141,6 @@ def _epoch(
                 "(or raise train.temperature); checkpoints of earlier epochs are whole"
             )
         total, pairs = total + figure * len(batch.rows), pairs + len(batch.rows)
+        if time.perf_counter() >= end:
+            break
     return total / max(pairs, 1)

@@ -42,7 +42,7 @@ def small_report() -> dict[str, Any]:
                 found = {"value": factor * value, "spread": spread, "half_width": 0.05}
                 report["means"] += [
                     {**named, **found, "split": split, "metric": metric}
-                    for metric in ("mrr", "ndcg_10", "hr_10", "full_mrr")
+                    for metric in ("mrr", "ndcg_10", "hr_10", "full_ndcg_10", "full_mrr")
                     for split in ("test", "all")
                 ]
     report["means"] = [  # NeuMF has no users in <de> under standard
@@ -85,6 +85,7 @@ def small_report() -> dict[str, Any]:
         ("popularity", "cold", "a & b", "m3rec", 0.0, 7),
     ):
         row = {"contract": "standard", "kind": kind, "group": group, "metric": "mrr", "n": n}
+        row["half_width"] = None if n == 3 else 0.0312
         report["groups"].append({**row, "market": market, "model": model, "value": value})
     report["transfer"] = [
         {"helper": helper, "market": market, "difference": gain, "low": low, "high": high, "p_holm": p}

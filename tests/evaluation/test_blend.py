@@ -51,7 +51,8 @@ def sample(markets: list[int]) -> pa.Table:
 
 def test_each_market_gets_the_share_that_ranks_its_positive_best() -> None:
     # market 0: cosine has the positive last (1, 2, 3), ease first (5, 0, 0): 1 + 0.4 * 5 = 3 only ties with item 2,
-    # 1 + 0.8 * 5 = 5 > 3 wins. Market 1: the cosine is right, ease would spoil it. Market 2: nobody to judge.
+    # 1 + 0.8 * 5 = 5 > 3 wins. Market 1: the cosine is right, ease would spoil it. Market 2: nobody to judge; in the
+    # mean of the others 0 is as good as 0.8: (1/2 + 1) / 2.
     cosine = Fixed(((1, 2, 3), (3, 2, 1), (1, 2, 3)))
     ease = Fixed(((5, 0, 0), (0, 5, 5), (5, 0, 0)))
     _, weights = choose_weights(cosine, [ease], shop(), sample([0, 1]), (0.0, 0.4, 0.8, 1.6))
@@ -59,12 +60,23 @@ def test_each_market_gets_the_share_that_ranks_its_positive_best() -> None:
 
 
 def test_each_market_gets_the_linear_model_that_ranks_its_positive_best() -> None:
-    """Market 0: only the second has the positive first. Market 1: both have, the first stays. Market 2: nobody."""
+    """Market 0: only the second has the positive first. Market 1: both have, the first stays. Market 2: as the mean."""
     cosine = Fixed(((1, 2, 3),) * 3)
     first, second = Fixed(((0, 9, 0), (9, 0, 0), (0, 9, 0))), Fixed(((9, 0, 0),) * 3)
     chosen, weights = choose_weights(cosine, [first, second], shop(), sample([0, 1]), (0.0, 1.0))
-    assert chosen.tolist() == [1, 0, 0]
-    assert weights.tolist() == [1.0, 1.0, 0.0]
+    assert chosen.tolist() == [1, 0, 1]
+    assert weights.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_handful_of_users_takes_what_the_others_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Market 0's users want the linear model, market 1's one user does not: he does not choose."""
+    monkeypatch.setattr("m3rec_spark.evaluation.validation.FEWEST", 2)
+    cosine = Fixed(((1, 2, 3), (3, 2, 1), (0, 0, 0)))
+    linear = Fixed(((9, 0, 0), (0, 9, 9), (0, 0, 0)))
+    _, weights = choose_weights(cosine, [linear], shop(), sample([0, 0, 1]), (0.0, 1.0))
+    assert weights.tolist() == [1.0, 1.0, 1.0]
+    _, weights = choose_weights(cosine, [linear], shop(), sample([0, 0, 1, 1]), (0.0, 1.0))
+    assert weights.tolist() == [1.0, 0.0, 0.0]  # level in the mean: the first
 
 
 def test_only_the_candidates_count() -> None:

@@ -87,24 +87,24 @@ def test_nothing_is_fetched_and_nothing_runs() -> None:
 def test_tables_are_those_of_the_report() -> None:
     report = small_report()
     names = ["ease", "neumf", "m3rec", GUEST]
-    for first, contract, table_3 in ((0, "standard", 4), (8, "paper-like", 11)):  # only standard has a runner-up
-        for place, metric in enumerate(("mrr", "ndcg_10", "hr_10")):
+    for first, contract, table_3 in ((0, "standard", 5), (9, "paper-like", 13)):  # only standard has a runner-up
+        for place, metric in enumerate(("mrr", "ndcg_10", "hr_10", "full_ndcg_10")):
             assert READ.tables[first + place] == system_table(report, contract, metric, names)
         variants = [row[:3] for row in READ.tables[table_3]]
         assert variants == [["system", "data", "seeds"], ["M3Rec", "Multi", "5"], ["M3Rec w/o both", "Multi", "5"]]
     assert READ.tables[0][1] == ["EASE^R", "Mix", "1", "20.0*", "30.0***", "25.0"]
-    assert [len(table) - 1 for table in READ.tables[5:8]] == [3, 3, 3]  # groups: item, popularity, history
-    assert READ.tables[3] == runner_up_table(report, "standard", "ndcg_10")
-    assert READ.tables[12] == unscored_table(report)
-    assert READ.tables[13][1] == ["others", "-", "+2.0 [-1.0, +5.0]"]
-    assert READ.tables[14] == [
+    assert [len(table) - 1 for table in READ.tables[6:9]] == [3, 3, 3]  # groups: item, popularity, history
+    assert READ.tables[4] == runner_up_table(report, "standard", "ndcg_10")
+    assert READ.tables[14] == unscored_table(report)
+    assert READ.tables[15][1] == ["others", "-", "+2.0 [-1.0, +5.0]"]
+    assert READ.tables[16] == [
         ["system", "settings", "validation NDCG@10 x 100", "seconds", "stopped by"],
         ["EASE^R", "lambda_f=30.0", "25.13", "2", "-"],
         ["M3Rec", "as configured", "40.00", "61", "patience"],
         ["M3Rec", "dropout=0.9", "-", "3", "the loss became nan in epoch 1"],
         ["NeuMF", "widths=[8, 4], of=<a>", "10.00", "0", "-"],
     ]
-    assert len(READ.tables) == 15  # paper-like has no groups, and no headings for them
+    assert len(READ.tables) == 17  # paper-like has no groups, and no headings for them
     assert [text for text in READ.headings if text.startswith("Contract")] == [
         "Contract standard: Table 2",
         "Contract paper-like: Table 2",
@@ -113,8 +113,14 @@ def test_tables_are_those_of_the_report() -> None:
 
 def test_rows_of_ours_are_marked() -> None:
     marked = re.findall(r"<tr class=ours><td[^>]*>([^<]*)</td><td[^>]*>([^<]*)", PAGE)
-    assert marked.count(("M3Rec", "Multi")) == 2 * 4
+    assert marked.count(("M3Rec", "Multi")) == 2 * 5
     assert {second for _, second in marked} == {"Multi", "M3Rec", "as configured", "dropout=0.9"}
+
+
+def test_a_mark_of_the_clock_leaves_our_row_ours() -> None:
+    report = small_report()
+    report["runs"] = [{"model": "m3rec", "stopped_by": "seconds", "best_epoch": 2, "epochs": 2}]
+    assert "<tr class=ours><td class=left>M3Rec †</td>" in compare_page(report)
 
 
 def test_what_could_not_be_tested_is_said() -> None:
@@ -123,6 +129,8 @@ def test_what_could_not_be_tested_is_said() -> None:
     page = compare_page(report)
     assert "<h2>Who helps whom</h2><p>Left out: needs 80 GB &amp; more</p>" in page
     assert "Fewer than 10 test users, not tested and not in the mean: &lt;de&gt; (3)." in page
+    unknown = compare_page({**small_report(), "unknown": {GUEST: 7}})
+    assert "7 scores of 'theirs &lt;b&gt;&amp;' are of a market, user or item" in unknown.replace("&#x27;", "'")
     assert "Left out:" not in PAGE
     assert "not tested" not in PAGE
 

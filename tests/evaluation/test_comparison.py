@@ -92,20 +92,25 @@ def random_ranks(users: dict[int, int], seeds: dict[str, int]) -> list[tuple[str
     ]
 
 
-@pytest.mark.parametrize("metric", ["mrr", "ndcg_10", "hr_10"])
+@pytest.mark.parametrize("metric", ["mrr", "ndcg_10", "hr_10", "full_ndcg_10"])
 def test_paired_tests_are_those_of_all_users(spark: SparkSession, metric: str) -> None:
     rows = random_ranks({0: 70, 1: 45}, {"ours": 3, "near": 2, "far": 1})
-    one = {"mrr": lambda r: 1 / r, "ndcg_10": lambda r: 1 / math.log2(1 + r), "hr_10": lambda r: 1.0}[metric]
+    discounted = lambda r: 1 / math.log2(1 + r)  # noqa: E731
+    one = {"mrr": lambda r: 1 / r, "hr_10": lambda r: 1.0}.get(metric, discounted)
+    higher = 20 if metric.startswith("full_") else 0  # by which `table` has the full rank lower
     gains: dict[tuple[str, int, int], list[float]] = {}
     for model, market, user, rank in rows:
         gains.setdefault((model.split("#")[0], market, user), []).append(one(rank) if rank <= 10 else 0.0)
     mean = {key: sum(values) / len(values) for key, values in gains.items()}
 
-    tests = paired_tests(table(spark, *rows), "ours", ["far", "near"], MARKETS, metric, seed=5)
+    ranks = table(spark, *((model, market, user, rank - higher) for model, market, user, rank in rows))
+    tests = paired_tests(ranks, "ours", ["far", "near"], MARKETS, metric, seed=5)
     assert [(t["other"], t["market"]) for t in tests] == [
-        (other, market) for other in ("far", "near") for market in ("de", "ü", "all")
+        (other, market) for other in ("far", "near") for market in ("de", "ü", "all", "mean")
     ]
     for test in tests:
+        if test["market"] == "mean":
+            continue
         members = [
             value - mean[(test["other"], market, user)]
             for (model, market, user), value in mean.items()
@@ -124,30 +129,33 @@ def test_paired_tests_are_those_of_all_users(spark: SparkSession, metric: str) -
 def test_holm_is_over_the_markets_of_one_other_model(spark: SparkSession) -> None:
     rows = random_ranks({0: 70, 1: 45}, {"ours": 1, "near": 1, "far": 1})
     tests = paired_tests(table(spark, *rows), "ours", ["near", "far"], MARKETS, "mrr", seed=5)
-    assert len(tests) == 6
-    for first in (0, 3):
-        de, ü, over_all = tests[first : first + 3]
+    assert len(tests) == 8
+    for first in (0, 4):
+        de, ü, over_all, mean = tests[first : first + 4]
         low, high = sorted((de, ü), key=lambda test: test["p_t"])
         assert low["p_holm"] == pytest.approx(min(1, 2 * low["p_t"]))
         assert high["p_holm"] == pytest.approx(max(low["p_holm"], high["p_t"]))
         assert [de["p_holm"], ü["p_holm"]] == holm([de["p_t"], ü["p_t"]])
         assert over_all["p_holm"] == over_all["p_t"]
+        assert mean["difference"] == pytest.approx((de["difference"] + ü["difference"]) / 2)
+        assert (mean["users"], mean["p_holm"]) == (70 + 45, mean["p_t"])
 
 
 def test_a_market_without_users_and_one_with_equal_ranks(spark: SparkSession) -> None:
     rows = [(model, 0, user, 2.0) for model in ("ours#1", "other#1") for user in range(12)]
-    de, ü, over_all = paired_tests(table(spark, *rows), "ours", ["other"], MARKETS, "mrr", seed=0)
+    de, ü, over_all, mean = paired_tests(table(spark, *rows), "ours", ["other"], MARKETS, "mrr", seed=0)
     assert (de["users"], de["difference"], de["p_t"], de["p_wilcoxon"], de["p_holm"]) == (12, 0.0, 1.0, 1.0, 1.0)
     assert ü["users"] == 0
     assert math.isnan(ü["p_t"])
     assert math.isnan(ü["p_holm"])
     assert (over_all["users"], over_all["p_holm"]) == (12, 1.0)
+    assert (mean["users"], mean["difference"], mean["p_holm"]) == (12, 0.0, 1.0)  # of the one that has users
 
 
 def test_only_users_of_both_models_are_compared(spark: SparkSession) -> None:
     ranks = table(spark, ("ours#1", 0, 0, 1.0), ("ours#1", 0, 1, 1.0), ("other#1", 0, 1, 2.0), ("other#1", 1, 0, 1.0))
     tests = paired_tests(ranks, "ours", ["other"], MARKETS, "mrr", seed=0)
-    assert [(test["users"], test["market"]) for test in tests] == [(1, "de"), (0, "ü"), (1, "all")]
+    assert [(test["users"], test["market"]) for test in tests] == [(1, "de"), (0, "ü"), (1, "all"), (0, "mean")]
     assert tests[0]["difference"] == 0.5
 
 
@@ -181,3 +189,5 @@ def test_gains_by_group(spark: SparkSession) -> None:
     ]  # fmt: skip
     hand = [((1 + 1 / 2) / 2 + (1 / 4 + 0) / 2) / 2, 1 / 5, 1.0, 1 / 10]
     assert [r["value"] for r in rows] == pytest.approx(hand)
+    spread = abs((1 + 1 / 2) / 2 - (1 / 4 + 0) / 2) / math.sqrt(2)  # of the two users of a, de, few
+    assert [r["half_width"] for r in rows] == [pytest.approx(1.959964 * spread / math.sqrt(2)), None, None, None]

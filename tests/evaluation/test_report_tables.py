@@ -13,9 +13,9 @@ from m3rec_spark.evaluation.tables import (
     group_table,
     markets_of,
     names_of,
+    remarks,
     runner_up_table,
     stars,
-    still_learning,
     system_table,
     table_2,
     thin_markets,
@@ -81,8 +81,8 @@ def test_group_table() -> None:
     assert group_table(REPORT, "standard", "item", ["m3rec", "ease", "neumf"]) == [
         ["group", "system", "<de>", "a & b"],
         ["market-specific", "EASE^R", "12.5 (3)", "-"],
-        ["overlapped", "M3Rec", "25.0 (8)", "50.0 (70)"],
-        ["overlapped", "EASE^R", "-", "45.7 (70)"],
+        ["overlapped", "M3Rec", "25.0 ± 3.1 (8)", "50.0 ± 3.1 (70)"],
+        ["overlapped", "EASE^R", "-", "45.7 ± 3.1 (70)"],
     ]
     assert group_table(REPORT, "paper-like", "item", ["m3rec"]) == [["group", "system"]]
 
@@ -108,7 +108,7 @@ def test_text() -> None:
     assert heads == [
         f"{metric} x 100, test half, contract {contract}"
         for contract in ("standard", "paper-like")
-        for metric in ("NDCG@10", "MRR@10", "HR@10")
+        for metric in ("NDCG@10", "MRR@10", "HR@10", "NDCG@10 among all items of the market,")
     ]
     first = text.split("\n\n")[1].splitlines()
     assert first[1:] == [
@@ -166,16 +166,24 @@ def test_trials_are_listed_with_their_settings_and_cost() -> None:
     ]
 
 
-def test_what_the_clock_cut_while_it_was_learning_is_named() -> None:
+def test_what_the_clock_cut_while_it_was_learning_is_named_and_marked() -> None:
     run = {"model": "neumf", "stopped_by": "seconds", "best_epoch": 4, "epochs": 4}
     others = [{"model": "ease"}, {**run, "best_epoch": 3}, {**run, "model": "m3rec", "stopped_by": "patience"}]
-    assert still_learning({**REPORT, "runs": others}) == ""
     assert "Ended by the clock" not in table_2({**REPORT, "runs": others})
     pretrained = {"model": "neumf", "stopped_by": "seconds", "best_epoch": 1, "epochs": 2, "pretrained": run}
-    assert still_learning({**REPORT, "runs": [pretrained]}).endswith("(runs): NeuMF (1).")
-    told = still_learning({**REPORT, "runs": [run, *others, run]})
-    assert told == "Ended by the clock at their best epoch, so that more seconds might bring more (runs): NeuMF (2)."
-    assert told in table_2({**REPORT, "runs": [run, *others, run]})
+    assert "(runs): NeuMF (1).\n" in table_2({**REPORT, "runs": [pretrained]})
+    report = {**REPORT, "runs": [run, *others, run]}
+    told = "† Ended by the clock at their best epoch, so that more seconds might bring more (runs): NeuMF (2)."
+    assert told in remarks(report)
+    assert told in table_2(report)
+    titles = [row[0] for row in system_table(report, "standard", "mrr", ["ease", "neumf", "m3rec"])]
+    assert titles == ["system", "EASE^R", "NeuMF †", "M3Rec"]
+
+
+def test_runs_that_diverged_are_counted() -> None:
+    assert remarks(REPORT) == ["Runs whose training diverged, left out: M3Rec (1)."]
+    whole = [trial for trial in REPORT["trials"] if "failed" not in trial]
+    assert remarks({**REPORT, "trials": whole}) == []
 
 
 def test_markets_of_too_few_users_are_named() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from m3rec_spark.evaluation.significance import bootstrap_interval, compare, holm, paired_t, wilcoxon
+from m3rec_spark.evaluation.significance import bootstrap_interval, compare, holm, mean_over_markets, paired_t, wilcoxon
 
 differences = st.lists(st.sampled_from([-1.0, -0.5, -0.1, 0.0, 0.2, 0.5, 1.0]), min_size=12, max_size=80)
 
@@ -75,3 +75,26 @@ def test_all_of_it() -> None:
     assert found.low < 0.15 < found.high
     assert found.p_t < 1e-3
     assert found.p_wilcoxon < 1e-3
+
+
+def test_the_mean_over_markets_is_that_of_two_independent_samples() -> None:
+    """Half the sum of two means: Welch's standard error, halved; against scipy's test of their difference from 0."""
+    one, two = [0.0, 0.5, 1.0, -0.1] * 10, [-0.2, 0.1, 0.4] * 20
+    found = mean_over_markets([counted(one), counted(two)])
+    error = math.sqrt(np.var(one, ddof=1) / 40 + np.var(two, ddof=1) / 60) / 2
+    assert found.users == 100
+    assert found.difference == pytest.approx((0.35 + 0.1) / 2)
+    assert found.high - found.difference == pytest.approx(1.959964 * error, rel=1e-6)
+    assert found.difference - found.low == pytest.approx(1.959964 * error, rel=1e-6)
+    assert found.p_t == pytest.approx(2 * stats.norm.sf(0.225 / error))
+    welch = stats.ttest_ind(one, [-x for x in two], equal_var=False).statistic
+    assert 0.225 / error == pytest.approx(welch)
+
+
+def test_the_mean_over_markets_without_spread_or_without_markets() -> None:
+    level = counted([0.0] * 12)
+    assert mean_over_markets([level, level]).p_t == 1.0
+    assert math.isnan(mean_over_markets([counted([0.5] * 12)]).p_t)
+    nothing = mean_over_markets([])
+    assert nothing.users == 0
+    assert math.isnan(nothing.difference)

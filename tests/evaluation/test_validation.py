@@ -14,7 +14,7 @@ import torch
 from m3rec_spark.data.arrays import MarketArrays
 from m3rec_spark.errors import DataError, DivergedError, UsageError
 from m3rec_spark.evaluation import validation
-from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores, mean_ndcg, validation_sample
+from m3rec_spark.evaluation.validation import MEAN, Validator, cosine_scores, market_ndcg, mean_ndcg, validation_sample
 from m3rec_spark.models.m3rec import M3Rec
 from m3rec_spark.ranking.scorers import PopularityScorer
 from m3rec_spark.tables import arrow_schema
@@ -73,6 +73,19 @@ def test_ties_count_half() -> None:
     model = M3Rec(3, 7, 2, None, np.ones((7, 2), np.float32))
     figures = Validator(ARRAYS, candidates([(0, 0, 2, [1, 3])]), {0: "de"}).figures(cosine_scores(model, ARRAYS), CPU)
     assert figures[MEAN] == pytest.approx(1 / math.log2(1 + 2))  # three level: rank 2
+
+
+def test_a_handful_of_users_does_not_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two users in de, one in fr: the mean is de's as long as two are needed."""
+    sample = candidates([(0, 0, 2, [1, 3]), (0, 1, 0, [1, 2, 3]), (1, 0, 5, [3])])
+    table = torch.from_numpy(np.random.default_rng(3).random((3, 7)))
+    score = lambda _, rows, slots: table[rows[:, None], slots[None]]  # noqa: E731
+    for fewest, judges in ((2, ["de"]), (1, ["de", "fr"]), (3, ["de", "fr"])):  # 3: nobody has so many
+        monkeypatch.setattr(validation, "FEWEST", fewest)
+        figures = Validator(ARRAYS, sample, {0: "de", 1: "fr"}).figures(score, CPU)
+        assert figures[MEAN] == pytest.approx(np.mean([figures[f"{name}/valid_ndcg_10"] for name in judges]))
+        scorer = PopularityScorer()
+        assert set(market_ndcg(scorer, ARRAYS, sample)) == {["de", "fr"].index(name) for name in judges}
 
 
 @pytest.mark.parametrize("by_lists", [False, True])

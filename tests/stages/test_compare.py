@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from scipy import sparse
+from sklearn.linear_model import ElasticNet
 
 from m3rec_spark.cli import main
 from m3rec_spark.config import Config, load
@@ -27,13 +29,13 @@ from m3rec_spark.ranking.scorers import EaseScorer, PopularityScorer
 from m3rec_spark.schema import CANDIDATES
 from m3rec_spark.similarity.market_linear import others_folder
 from m3rec_spark.stages import compare, compare_runs
-from m3rec_spark.stages.compare_runs import Run, bench_of, train_run
+from m3rec_spark.stages.compare_runs import Run, bench_of, select_by_market, train_run
 from m3rec_spark.stages.context import Context
 from m3rec_spark.stages.pipeline import after, run_stages
 from m3rec_spark.stages.systems import SYSTEMS
 from m3rec_spark.tables import Workspace
 
-MODELS = ["popularity", "lightgcn", "neumf", "slim", "ease", "m3rec", "m3rec_without_both"]
+MODELS = ["popularity", "lightgcn", "neumf", "slim", "ease", "ease_per_market", "m3rec", "m3rec_without_both"]
 SETTINGS = [
     "source.format=demo", "demo.scale=0.03", "demo.groups=4", "candidates.negatives=40", "tracking.enabled=false",
     "walks.per_item=2", "walks.length=8", "skipgram.dimension=8", "skipgram.epochs=1", "skipgram.batch_walks=64",
@@ -65,7 +67,9 @@ def test_the_report_has_all_systems_and_both_contracts(compared: Workspace) -> N
     assert report["contracts"][0]["sha256"] != report["contracts"][1]["sha256"]
     seeds = {(row["model"], row["contract"]): row["seeds"] for row in report["means"]}
     assert {model for model, _ in seeds} == set(MODELS)
-    assert {model for model, contract in seeds if seeds[model, contract] == 1} == {"popularity", "slim", "ease"}
+    assert {model for model, contract in seeds if seeds[model, contract] == 1} == {
+        "popularity", "slim", "ease", "ease_per_market",
+    }  # fmt: skip
     assert {row["split"] for row in report["means"]} == {"test"}  # nothing else is ranked
     assert all(0 <= row["value"] <= 1 for row in report["means"])
     assert {test["other"] for test in report["tests"]} == set(MODELS) - {"m3rec"}
@@ -143,7 +147,66 @@ def test_a_run_is_named_by_what_ends_it_and_by_nothing_else(compared: Workspace,
 
 def _nothing_trained(place: Path) -> None:
     place.mkdir()
-    (place / "result.json").write_text("{}")
+    (place / "result.json").write_text('{"seed": 1}')
+
+
+def test_every_market_takes_its_own_settings(compared: Workspace) -> None:
+    """Of EASE per market: the trial that is best there, its files and its figure."""
+    report = report_of(compared)
+    trials = [trial for trial in report["trials"] if trial["model"] == "ease_per_market"]
+    (run,) = (run for run in report["runs"] if run["model"] == "ease_per_market")
+    best = {}
+    for market in range(5):
+        tried = [trial["by_market"][str(market)] for trial in trials]
+        best[f"M{market + 1}"] = max(tried)
+        assert run["settings"][f"M{market + 1}"] == trials[tried.index(max(tried))]["settings"]
+    assert run["valid_ndcg_10"] == pytest.approx(np.mean(list(best.values())))
+    assert len({one["lambda_f"] for one in run["settings"].values()}) == 2  # else this shows nothing
+
+
+def test_settings_by_market_by_hand(compared: Workspace, tmp_path: Path) -> None:
+    """Markets 0 and 1 are best served by another run each; the others have no figure, and take the run best of all."""
+    runs = []
+    for name, by_market, mean in (("a", {"0": 0.3, "1": 0.1}, 0.2), ("b", {"0": 0.2, "1": 0.4}, 0.3)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for market in range(5):
+            (folder / f"market-{market:05d}.npz").write_text(f"{name} {market}")
+        runs.append(Run("slim", {"of": name}, 1, folder, {"valid_ndcg_10": mean, "by_market": by_market, "seconds": 2}))
+    for again in range(2):
+        choice = lambda context: select_by_market(bench_of(context), tmp_path, runs)  # noqa: E731
+        found = after("pretrain", "compare", configured(), compared, choice)
+        kept = [(found.folder / f"market-{market:05d}.npz").read_text() for market in range(5)]
+        assert kept == ["a 0", "b 1", "b 2", "b 3", "b 4"]
+        assert found.settings == {f"M{market + 1}": {"of": "b" if market else "a"} for market in range(5)}
+        assert (found.result["valid_ndcg_10"], found.result["seconds"]) == (pytest.approx(0.35), 4)
+        (found.folder / "result.json").write_text("{half" if not again else "")  # damaged: laid together again
+
+
+def test_what_was_lost_of_a_comparison_is_made_again(compared: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    """A part of the ranks, one of the candidates, half of a result: Spark and JSON alone would not all have seen it."""
+    before, folder = report_of(compared)["means"], compared.root / "compare"
+    for pattern in ("neumf-*/ranks/*/part-*.parquet", "candidates-included-*/part-*.parquet"):
+        max(folder.glob(pattern), key=lambda part: part.stat().st_size).unlink()
+    (damaged,) = list(folder.glob("popularity-*/result.json"))[:1]
+    damaged.write_text('{"seed"')
+    (audit,) = folder.glob("transfer-*.json")
+    audit.write_text("[{")
+    with caplog.at_level(logging.WARNING):
+        after("pretrain", "compare", configured(), compared, compare.run)
+    assert report_of(compared)["means"] == before
+    assert len(report_of(compared)["transfer"]) == 25
+    assert "are not those that were frozen there: made again" in caplog.text
+    assert "result.json is damaged" in caplog.text
+
+
+def test_a_market_may_not_be_called_as_the_audit_calls_all_others(compared: Workspace) -> None:
+    def renamed(context: Context) -> None:
+        bench = dataclasses.replace(bench_of(context), market_ids={0: "others"})
+        with pytest.raises(DataError, match="market id 'others' is a word of the report"):
+            compare._compare(context, bench, compared.root / "compare")
+
+    after("pretrain", "compare", configured(), compared, renamed)
 
 
 def test_the_page_is_one_file(compared: Workspace) -> None:
@@ -274,7 +337,7 @@ def test_every_system_is_trained_and_scores(compared: Workspace, tmp_path: Path,
 
 
 def test_slim_of_a_market_alone_is_the_model_that_heeds_no_other(compared: Workspace, tmp_path: Path) -> None:
-    """From the histories here, from the published Gram in pretrain."""
+    """As pretrain publishes it."""
     linear = configured().linear
     settings = {"l1": linear.l1, "l2": linear.l2}
     trained = lambda context: train_run(bench_of(context), tmp_path, "slim_per_market", settings, 1)  # noqa: E731
@@ -286,8 +349,61 @@ def test_slim_of_a_market_alone_is_the_model_that_heeds_no_other(compared: Works
         assert (one != other).nnz == 0
 
 
+def test_slim_is_that_of_the_merged_histories(compared: Workspace, tmp_path: Path) -> None:
+    """Solved by scikit-learn's coordinate descent, column by column, between items bought together."""
+    settings = {"l1": 0.3, "l2": 2.0}
+    trained = lambda context: train_run(bench_of(context), tmp_path, "slim", settings, 1)  # noqa: E731
+    run = after("pretrain", "compare", configured(), compared, trained)
+    arrays = open_arrays(compared.folder("arrays"))
+    X = sparse.csr_matrix((np.ones(len(arrays.items)), arrays.items, arrays.indptr), (arrays.n_rows, arrays.n_items))
+    items = arrays.slot_items[arrays.market_slots(2)]
+    found = sparse.load_npz(run.folder / "market-00002.npz").toarray()
+    for column, item in list(enumerate(items))[::7]:
+        near = np.flatnonzero((X.T @ X[:, item]).toarray().ravel() * (np.arange(arrays.n_items) != item))
+        weights = np.zeros(arrays.n_items)
+        if len(near):
+            both, n = settings["l1"] / 2 + settings["l2"], arrays.n_rows
+            solver = ElasticNet(
+                alpha=both / n, l1_ratio=settings["l1"] / 2 / both, fit_intercept=False, positive=True, tol=1e-10,
+                max_iter=100_000,
+            )  # fmt: skip
+            weights[near] = solver.fit(X[:, near].toarray(), X[:, item].toarray().ravel()).coef_
+        np.testing.assert_allclose(found[:, column], weights[items], atol=1e-3)
+
+
+def test_random_walk_scores_by_the_mean_of_the_history(
+    compared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Item2vec with given vectors: cos(mean of the unit vectors of the history, item), by a loop."""
+    arrays = open_arrays(compared.folder("arrays"))
+    vectors = np.random.default_rng(4).normal(size=(arrays.n_items, 8)).astype(np.float32)
+    given = {}
+
+    def fitted(walks: np.ndarray, smooth: object, degrees: np.ndarray, **options: object) -> np.ndarray:
+        given.update(options, walks=len(walks), smooth=smooth)
+        return vectors.copy()
+
+    monkeypatch.setattr("m3rec_spark.stages.recipes.fit_item_vectors", fitted)
+
+    def scored(context: Context) -> np.ndarray:
+        bench = bench_of(context)
+        run = train_run(bench, tmp_path, "random_walk", {"window": 3, "epochs": 2}, 5)
+        return SYSTEMS["random_walk"].scorer(bench, run.folder, "x").score(arrays, 1, np.array([0, 4], np.int32))
+
+    found = after("pretrain", "compare", configured(), compared, scored)
+    assert (given["window"], given["epochs"], given["seed"], given["smooth"]) == (3, 2, 5, None)
+    assert given["walks"] == compared.manifest("walks").rows
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    items = arrays.slot_items[arrays.market_slots(1)]
+    for row, user in zip(found, (0, 4), strict=True):
+        place = arrays.user_offsets[1] + user
+        mean = np.mean([unit[item] for item in arrays.items[arrays.indptr[place] : arrays.indptr[place + 1]]], axis=0)
+        bought = arrays.slot_counts[arrays.market_slots(1)] > 0
+        np.testing.assert_allclose(row[bought], (unit[items] @ mean / np.linalg.norm(mean))[bought], atol=1e-5)
+
+
 def test_a_chosen_setting_that_the_clock_cut_gets_the_time_of_a_run(compared: Workspace) -> None:
-    """A trial of a hundredth of a second is one epoch; the run has its two. FOREC's clock is that of both phases."""
+    """A trial of a hundredth of a second is one batch; the run has its two epochs. FOREC's clock is of both phases."""
     small = "[{dimension: 4, widths: [4]}, {dimension: 5, widths: [4]}]"
     config = configured(
         "compare.models=[neumf, forec]", "compare.seeds=1", f"compare.settings={{neumf: {small}, forec: {small}}}",

@@ -188,7 +188,7 @@ def _interrupt_in_epoch(epoch: int, monkeypatch: pytest.MonkeyPatch, workspace: 
     one_pass = loop._epoch
 
     def interrupted(*arguments: Any) -> float:
-        if arguments[-1] == epoch - 1:
+        if arguments[4] == epoch - 1:
             raise KeyboardInterrupt
         return one_pass(*arguments)
 
@@ -259,6 +259,17 @@ def test_the_linear_part_goes_with_the_model(workspace: Workspace) -> None:
         assert (model / "linear" / name).read_bytes() == (workspace.folder("linear") / "others-00" / name).read_bytes()
     scorer = published_scorer(str(model), str(workspace.folder("ease")))
     assert scorer.ease == EaseScorer(str(model / "linear"))
+
+
+def test_without_the_inter_market_side_no_other_shopper_counts(workspace: Workspace) -> None:
+    """The model that listens to the other markets ranks better here, and is not taken."""
+    same = np.equal.outer(np.arange(ITEMS) % GROUPS, np.arange(ITEMS) % GROUPS) * (1.0 - np.eye(ITEMS))
+    (workspace.root / "linear").unlink()  # the template's
+    publish_linear(workspace, {0.3: same, 0.0: 1.0 - same})
+    for changes, taken in (([], 0.3), (["train.inter=false"], 0.0)):
+        run(workspace, "train.epochs=1", "train.ease_weights=[40.0]", *changes)
+        report = json.loads((workspace.root / "reports/train.json").read_text())
+        assert report["linear_others"] == [taken] * 2
 
 
 def test_the_walks_go_into_the_served_matrix(workspace: Workspace) -> None:

@@ -30,7 +30,7 @@ def test_built_in_settings_are_all_there_and_complete() -> None:
     assert list(found) == list(SYSTEMS)
     for name, system in SYSTEMS.items():
         assert found[name] == list(system.grid)
-        assert len(system.grid) <= 4
+        assert len(system.grid) <= 5
     assert all(len(grid) == 1 for grid in all_trials(load(None, ["compare.trials=1"])).values())
 
 
@@ -53,6 +53,7 @@ def test_every_other_setting_of_the_grid_is_one_of_the_config(name: str) -> None
 
 
 def test_what_is_not_named_stays_as_in_the_first_built_in_settings() -> None:
+    assert all_trials(configured("lightgcn", {"l2": 0}))["lightgcn"][0]["l2"] == 0  # no penalty
     found = all_trials(configured("neumf", {"dimension": 16}, {"dropout": 0}))
     first = SYSTEMS["neumf"].grid[0]
     assert found == {"neumf": [{**first, "dimension": 16}, {**first, "dropout": 0}]}
@@ -70,6 +71,9 @@ def test_what_is_not_named_stays_as_in_the_first_built_in_settings() -> None:
         ("neumf", {"widths": []}, "widths must be a list of whole numbers of at least 1, got []"),
         ("neumf", {"widths": [8, 0]}, "widths must be a list of whole numbers of at least 1, got [8, 0]"),
         ("neumf", {"dropout": 1.0}, "dropout must be a number from 0 to below 1, got 1.0"),
+        ("slim", {"l2": 0}, "l2 must be a number above 0, got 0"),
+        ("ease_per_market", {"lambda_f": 0.0}, "lambda_f must be a number above 0, got 0.0"),
+        ("lightgcn", {"learning_rate": 0}, "learning_rate must be a number above 0, got 0"),
         ("slim", {"l1": -1}, "l1 must be a number of at least 0, got -1"),
         ("slim", {"l1": "much"}, "l1 must be a number of at least 0, got 'much'"),
         ("m3rec", {"temprature": 0.1}, "train.temprature: unknown key. Did you mean 'temperature'?"),

@@ -122,7 +122,32 @@ def test_a_loss_that_is_no_number_names_epoch_and_batch(bad: float) -> None:
         )
 
 
-def test_no_epoch_begins_after_the_seconds_are_used_up() -> None:
+def test_the_clock_ends_an_epoch_between_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch takes 2 s and validation 50, which do not count: of 7 s the first epoch takes 6, the second a batch."""
+    now, trained, seen = [0.0], model(), []
+    monkeypatch.setattr("m3rec_spark.training.loop.time.perf_counter", lambda: now[0])
+
+    def loss(pairs: Pairs) -> torch.Tensor:
+        now[0] += 2.0
+        seen.append(state.epoch)
+        return softmax_loss(trained, pairs, 0.5)
+
+    def validate() -> dict[str, float]:
+        now[0] += 50.0
+        return {"score": 0.0}
+
+    state = TrainState()
+    fit(
+        trained, optimizers(trained, 0.05), state, batches=lambda epoch: [batch()] * 3, loss=loss, validate=validate,
+        score="score", epochs=9, patience=9, on_epoch_end=lambda state: None, seconds=7.0,
+    )  # fmt: skip
+    assert seen == [0, 0, 0, 1]
+    assert [row["train/seconds"] for row in state.history] == [6.0, 2.0]
+    assert [row["valid/seconds"] for row in state.history] == [50.0, 50.0]
+    assert (state.seconds, state.stopped_by(9, 9, 7.0)) == (8.0, "seconds")
+
+
+def test_limits_of_a_training() -> None:
     state = TrainState(epoch=2, best_epoch=2, history=[{"train/seconds": 3.0}, {"train/seconds": 4.0}])
     assert state.stopped_by(epochs=9, patience=5) is None
     assert state.stopped_by(epochs=9, patience=5, seconds=7.5) is None
