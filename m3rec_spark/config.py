@@ -258,9 +258,9 @@ class Compare(Section):
     trials: PositiveInt = 5
     """Settings tried for every system on the validation half, at most; the best one is run with all seeds."""
     trial_seconds: PositiveFloat = 120.0
-    """Training time of a trial of a network, the same for all; closed forms and walks end by themselves."""
+    """Of training, validation apart, of a trial of a network, the same for all; closed forms and walks end alone."""
     run_seconds: PositiveFloat = 240.0
-    """Training time of a run with the chosen settings, the same for all networks."""
+    """The same of a run with the chosen settings."""
     epochs: PositiveInt = 100
     patience: PositiveInt = 5
     """Epochs without a better validation NDCG@10 before a baseline stops."""

@@ -109,11 +109,11 @@ def _closed_by_market(title: str, grid: tuple[Settings, ...], train: Recipe) -> 
 
 
 _WALKS = _around(
-    {"epochs": 4, "batch_walks": 128, "learning_rate": 0.02, "window": 5},
+    {"epochs": 4, "batch_walks": 128, "learning_rate": 0.02, "window": 2},
     {"epochs": 8},
-    {"window": 2},
+    {"window": 1},
+    {"window": 5},
     {"window": 10},  # the paper's
-    {"learning_rate": 0.05},
 )
 _PAPER: Settings = {
     "loss": "margin", "gamma": 0.2, "negatives": 10, "lambda_loca": 1e-7, "ease_weights": (),
