@@ -260,9 +260,9 @@ def browser() -> str:
 
 
 def shot(browser: str, page: str, folder: Path) -> np.ndarray:
-    """(1600, 1200, 3) what the browser shows of the page."""
+    """(2400, 1200, 3) what the browser shows of the page."""
     (folder / "page.html").write_text(page, encoding="utf-8")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,1600"]
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,2400"]
     files = [f"--user-data-dir={folder / 'profile'}", f"--screenshot={folder / 'page.png'}"]
     command = [browser, *options, *files, (folder / "page.html").as_uri()]
     subprocess.run(command, timeout=120, check=True, capture_output=True)

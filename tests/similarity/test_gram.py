@@ -205,18 +205,6 @@ def test_a_shop_without_pairs(spark: SparkSession, tmp_path: Path) -> None:
     assert (report, list(nobody.iterdir())) == (GramReport(0, 0, 0, 0, 0.0, 0.0), [])
 
 
-def test_left_overs_of_killed_tasks_go(spark: SparkSession, tmp_path: Path) -> None:
-    source, out = tmp_path / "source", tmp_path / "gram"
-    source.mkdir()
-    out.mkdir()
-    arrays = random_shop()
-    save_arrays(arrays, source)
-    save_entries(transpose(arrays.indptr, arrays.slots, len(arrays.slot_items)), source)
-    (out / ".part-000000.parquet.0badf00d").write_bytes(b"half")
-    write_gram(spark, source, source, out, 10**9)
-    assert sorted(file.name for file in out.iterdir()) == [f"part-00000{k}.parquet" for k in range(3)]
-
-
 def done(tasks: list[Task], folder: Path) -> list[dict[str, int]]:
     for number in range(len(tasks)):
         (folder / f"part-{number:06d}.parquet").write_bytes(b"1234")
