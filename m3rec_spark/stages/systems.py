@@ -70,7 +70,7 @@ def _around(first: Settings, *changes: Settings) -> tuple[Settings, ...]:
     return (first, *({**first, **change} for change in changes))
 
 
-def _network(title: str, family: str, name: str, version: int = 1, **more: Any) -> System:
+def _network(title: str, family: str, name: str, version: int = 2, **more: Any) -> System:
     changes: list[Settings] = [
         {"dimension": 128, "widths": [256, 128]}, {"negatives": 10}, {"learning_rate": 0.001}, _PAPER_PAIR
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def _network(title: str, family: str, name: str, version: int = 1, **more: Any) 
     return System(title, family, grid, train, recipes.module_scorer, follows=_NETWORK, above_0=_RATES, version=version)
 
 
-def _graph(title: str, family: str, name: str, last: Settings, version: int = 1, **more: Any) -> System:
+def _graph(title: str, family: str, name: str, last: Settings, version: int = 2, **more: Any) -> System:
     grid = _around({**_GRAPH, **more}, {"layers": 3}, {"learning_rate": 0.02}, last, _PAPER_GRAPH)
     return System(
         title, family, grid, recipes.train_module(name), recipes.dot_scorer,
@@ -89,7 +89,7 @@ def _graph(title: str, family: str, name: str, last: Settings, version: int = 1,
 def _m3rec(title: str, **changes: Any) -> System:
     return System(
         title, "Multi", (changes,), recipes.train_m3rec, recipes.m3rec_scorer,
-        reads=_ALL, section="train", held=frozenset({"seed", *changes}), follows=("seconds", "device"),
+        reads=_ALL, section="train", held=frozenset({"seed", *changes}), follows=("seconds", "device"), version=2,
     )  # fmt: skip
 
 
@@ -104,8 +104,7 @@ def _closed(title: str, grid: tuple[Settings, ...], train: Recipe) -> System:
 
 
 def _closed_by_market(title: str, grid: tuple[Settings, ...], train: Recipe) -> System:
-    found = dataclasses.replace(_closed(title, grid, train), family="Multi")
-    return dataclasses.replace(found, by_market=True, version=2)
+    return dataclasses.replace(_closed(title, grid, train), family="Multi", by_market=True, version=2)
 
 
 _WALKS = _around(
@@ -123,7 +122,7 @@ SYSTEMS: dict[str, System] = {
     "popularity": System(
         "Popularity", "Multi", ({},), recipes.train_popularity, recipes.popularity_scorer, seeded=False
     ),
-    "neumf": _network("NeuMF", "Mix", "neumf", version=2),
+    "neumf": _network("NeuMF", "Mix", "neumf", version=3),
     "lightgcn": _graph("LightGCN", "Mix", "lightgcn", {"negatives": 16}),
     "random_walk": System(
         "Random Walk",
@@ -141,9 +140,9 @@ SYSTEMS: dict[str, System] = {
     "ease_per_market": _closed_by_market("EASE^R per market", _RIDGES, closed_forms.train_ease_per_market),
     "cross_stitch": _network("Cross-Stitch", "Multi", "cross_stitch"),
     "mmoe": _network("MMoE", "Multi", "mmoe", experts=4),
-    "bitgcf": _graph("Bi-TGCF", "Multi", "bitgcf", {"keep": 0.5}, version=3, keep=0.8),
+    "bitgcf": _graph("Bi-TGCF", "Multi", "bitgcf", {"keep": 0.5}, version=4, keep=0.8),
     "star": _network("STAR", "Multi", "star"),
-    "forec": _network("FOREC", "Multi", "forec", version=4, inner_rate=0.01),
+    "forec": _network("FOREC", "Multi", "forec", version=5, inner_rate=0.01),
     "m3rec": _m3rec("M3Rec"),
     "m3rec_without_intra": _ablation("M3Rec w/o intra-market similarity", intra=False),
     "m3rec_without_inter": _ablation("M3Rec w/o inter-market similarity", inter=False),

@@ -45,7 +45,9 @@ def audit(context: Context, bench: Bench, folder: Path) -> list[dict[str, Any]]:
     place = folder / f"transfer-{digest(bench.data_key, provenance(context.config, 'gram'), lambda_f, seed)[:12]}.json"
     try:
         rows: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError) as error:
+        if place.is_file():
+            log.warning("%s is damaged (%s): made again", place, error)
         rows = _audit(context, bench, lambda_f, seed)
         write_atomically(place, json.dumps(rows).encode())
     return rows

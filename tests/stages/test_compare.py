@@ -198,6 +198,7 @@ def test_what_was_lost_of_a_comparison_is_made_again(compared: Workspace, caplog
     assert len(report_of(compared)["transfer"]) == 25
     assert "are not those that were frozen there: made again" in caplog.text
     assert "result.json is damaged" in caplog.text
+    assert f"{audit} is damaged" in caplog.text
 
 
 def test_a_market_may_not_be_called_as_the_audit_calls_all_others(compared: Workspace) -> None:
